@@ -1,0 +1,1 @@
+"""Questions asked of a run, one file each: see CONTRIBUTING.md for the contract."""

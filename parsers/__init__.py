@@ -1,0 +1,1 @@
+"""Trace formats, one file each: see CONTRIBUTING.md for the contract."""

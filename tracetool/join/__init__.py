@@ -1,0 +1,1 @@
+"""Across ranks: what only several ranks together can tell."""
