@@ -246,6 +246,118 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             "notes": Column(pl.List(pl.String), "What was dropped, repaired, skipped or assumed, a sentence each."),
         },
     ),
+    # ---- base tables of sources that tell of communication without events: recorders, logs, counters ----
+    "collectives": Schema(
+        "One row a communication as a flight recorder, log or inspector tells it; not an event: most have no duration.",
+        {
+            "rank": _RANK,
+            "source": Column(Text, "Source that tells it, as named in `sources`."),
+            "record": Column(pl.Int64, "Order in which the rank launched it: record id, op count or line number."),
+            "group": Column(Text, "Process group name or communicator id; key into `process_groups`.", nullable=True),
+            "seq": Column(pl.Int64, "Sequence number among the group's collectives.", nullable=True),
+            "p2p_seq": Column(pl.Int64, "Sequence number among the group's sends and receives.", nullable=True),
+            "is_p2p": Column(pl.Boolean, "A send or receive."),
+            "op": Column(
+                Text, "all_reduce, all_gather, …, send, recv, coalesced, or the tracer's own word for other operations."
+            ),
+            "name": Column(Text, "Operation as the tracer spelled it."),
+            "backend": Column(Text, "nccl, gloo, … where the tracer says.", nullable=True),
+            "peer": Column(
+                pl.Int32, "Other side of a send or receive as a position in the group, not a global rank.", nullable=True
+            ),
+            "in_sizes": Column(Text, "JSON text of the input tensors' sizes, possibly cut.", nullable=True),
+            "out_sizes": Column(Text, "JSON text of the output tensors' sizes, possibly cut.", nullable=True),
+            "in_elems": Column(pl.Int64, "Elements of all input tensors.", nullable=True),
+            "out_elems": Column(pl.Int64, "Elements of all output tensors.", nullable=True),
+            "bytes": Column(
+                pl.Int64, "Total bytes S of the bandwidth formulas: the larger of the bytes in and out.", nullable=True
+            ),
+            "dtype": Column(Text, "Element type as the tracer spelled it, of the inputs where both differ.", nullable=True),
+            "state": Column(Text, "scheduled, started or completed, as the tracer wrote it.", nullable=True),
+            "retired": Column(pl.Boolean, "The recorder no longer watches it.", nullable=True),
+            "in_flight": Column(
+                pl.Boolean, "Launched and not known to be complete, by the rules of its backend.", nullable=True
+            ),
+            "created_unix_ns": Column(pl.Int64, "Unix time of its launch on the CPU, ns.", nullable=True),
+            "started_unix_ns": Column(pl.Int64, "Unix time when a watchdog saw it started, ns.", nullable=True),
+            "completed_unix_ns": Column(pl.Int64, "Unix time when a watchdog saw it complete, ns.", nullable=True),
+            "duration_ns": Column(pl.Int64, "Duration on the GPU, ns, where it was measured.", nullable=True),
+            "timeout_ns": Column(pl.Int64, "Time after which it counts as hung, ns.", nullable=True),
+            "stack": Column(Text, "Python frames, innermost first, as lines `function file:line`.", nullable=True),
+            "thread": Column(Text, "Thread that launched it.", nullable=True),
+        },
+    ),
+    "group_status": Schema(
+        "One row a process group of a rank: how far the rank says it has come in it.",
+        {
+            "rank": _RANK,
+            "source": Column(Text, "Source that tells it, as named in `sources`."),
+            "local_id": Column(pl.String, "The rank's own number of the group; differs between ranks.", nullable=True),
+            "group": Column(pl.String, "Process group name, where the same source tells which it is.", nullable=True),
+            "last_enqueued": Column(pl.Int64, "Sequence number of the last operation launched; -1: none."),
+            "last_started": Column(
+                pl.Int64, "Sequence number of the last operation started; -1: none or not known.", nullable=True
+            ),
+            "last_completed": Column(pl.Int64, "Sequence number of the last operation completed; -1: none."),
+            "status": Column(
+                pl.String, "What a log or service says of the rank: timeout, signalled, unresponsive, dead.", nullable=True
+            ),
+        },
+    ),
+    "dumps": Schema(
+        "One row a source of `collectives` and rank: what the source covers.",
+        {
+            "rank": _RANK,
+            "source": Column(Text, "Source, as named in `sources`."),
+            "kind": Column(pl.String, "recorder: a flight recorder; log: lines of a log; service: asked from outside."),
+            "version": Column(pl.String, "Version of the format.", nullable=True),
+            "library": Column(pl.String, "Version of the communication library.", nullable=True),
+            "entries": Column(pl.Int64, "Records in it."),
+            "first_record": Column(pl.Int64, "Smallest record id; above 0: older ones were overwritten.", nullable=True),
+            "last_record": Column(pl.Int64, "Largest record id.", nullable=True),
+            "finished": Column(pl.Int64, "Records of completed operations; 0 where only active ones were dumped."),
+            "has_stacks": Column(pl.Boolean, "Python stacks are in it."),
+            "file_unix_ns": Column(pl.Int64, "Modification time of the file, Unix ns.", nullable=True),
+            "newest_unix_ns": Column(pl.Int64, "Latest launch in it, Unix ns.", nullable=True),
+        },
+    ),
+    "log_facts": Schema(
+        "One row a fact that a log states about a rank, its host or one of its communicators.",
+        {
+            "rank": _RANK,
+            "source": Column(Text, "Source that tells it, as named in `sources`."),
+            "line": Column(pl.Int64, "Line number in the source, from 1."),
+            "host": Column(Text, "Host name.", nullable=True),
+            "pid": Column(pl.Int64, "Process id.", nullable=True),
+            "device": Column(pl.Int32, "Device number in the process' own count.", nullable=True),
+            "topic": Column(
+                Text, "version, nic, transport, channels, init, init_phase, net, algorithm, warning, ring or link."
+            ),
+            "group": Column(Text, "Communicator the fact is about.", nullable=True),
+            "name": Column(Text, "What is stated."),
+            "value": Column(Text, "The statement as text.", nullable=True),
+            "number": Column(pl.Int64, "The statement as a number, unit in the name.", nullable=True),
+            "peer": Column(pl.Int32, "Other side of a connection, as a position in the communicator.", nullable=True),
+        },
+    ),
+    "bandwidth_curve": Schema(
+        "One row a size that a benchmark measured: the cluster's own ceiling.",
+        {
+            "source": Column(Text, "Source that tells it, as named in `sources`."),
+            "op": Column(pl.String, "Operation, as in `collectives`; null where the output does not say.", nullable=True),
+            "ranks": Column(pl.Int32, "Ranks that took part.", nullable=True),
+            "hosts": Column(pl.Int32, "Hosts that took part.", nullable=True),
+            "bytes": Column(pl.Int64, "Total bytes S of the bandwidth formulas."),
+            "elems": Column(pl.Int64, "Elements, as the benchmark counts them.", nullable=True),
+            "dtype": Column(pl.String, "Element type.", nullable=True),
+            "redop": Column(pl.String, "Reduction.", nullable=True),
+            "in_place": Column(pl.Boolean, "Measured in place."),
+            "time_ns": Column(pl.Int64, "Time of one operation, ns."),
+            "algbw_gbs": Column(pl.Float64, "Bytes by time, GB/s (1e9)."),
+            "busbw_gbs": Column(pl.Float64, "Bus bandwidth, GB/s (1e9)."),
+            "wrong": Column(pl.Int64, "Wrong elements; null where results were not checked.", nullable=True),
+        },
+    ),
     # ---- derived per rank, by tracetool.derive ----
     "links": Schema(
         "One row an event, in the order of `events`: how events belong together.",
@@ -369,6 +481,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
 
 BASE_TABLES: Final = (
     "events", "tracks", "op_shapes", "comm_args", "copies", "syncs", "counters", "process_groups", "ranks", "sources",
+    "collectives", "group_status", "dumps", "log_facts", "bandwidth_curve",
 )  # fmt: skip
 DERIVED_TABLES: Final = ("links", "gpu", "steps", "comms", "quality")
 
