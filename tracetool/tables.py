@@ -263,7 +263,9 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             "name": Column(Text, "Operation as the tracer spelled it."),
             "backend": Column(Text, "nccl, gloo, … where the tracer says.", nullable=True),
             "peer": Column(
-                pl.Int32, "Other side of a send or receive as a position in the group, not a global rank.", nullable=True
+                pl.Int32,
+                "Other side of a send or receive as a position in the group, not a global rank.",
+                nullable=True,
             ),
             "in_sizes": Column(Text, "JSON text of the input tensors' sizes, possibly cut.", nullable=True),
             "out_sizes": Column(Text, "JSON text of the output tensors' sizes, possibly cut.", nullable=True),
@@ -272,7 +274,9 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             "bytes": Column(
                 pl.Int64, "Total bytes S of the bandwidth formulas: the larger of the bytes in and out.", nullable=True
             ),
-            "dtype": Column(Text, "Element type as the tracer spelled it, of the inputs where both differ.", nullable=True),
+            "dtype": Column(
+                Text, "Element type as the tracer spelled it, of the inputs where both differ.", nullable=True
+            ),
             "state": Column(Text, "scheduled, started or completed, as the tracer wrote it.", nullable=True),
             "retired": Column(pl.Boolean, "The recorder no longer watches it.", nullable=True),
             "in_flight": Column(
@@ -300,7 +304,9 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             ),
             "last_completed": Column(pl.Int64, "Sequence number of the last operation completed; -1: none."),
             "status": Column(
-                pl.String, "What a log or service says of the rank: timeout, signalled, unresponsive, dead.", nullable=True
+                pl.String,
+                "What a log or service says of the rank: timeout, signalled, unresponsive, dead.",
+                nullable=True,
             ),
         },
     ),
@@ -313,7 +319,9 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             "version": Column(pl.String, "Version of the format.", nullable=True),
             "library": Column(pl.String, "Version of the communication library.", nullable=True),
             "entries": Column(pl.Int64, "Records in it."),
-            "first_record": Column(pl.Int64, "Smallest record id; above 0: older ones were overwritten.", nullable=True),
+            "first_record": Column(
+                pl.Int64, "Smallest record id; above 0: older ones were overwritten.", nullable=True
+            ),
             "last_record": Column(pl.Int64, "Largest record id.", nullable=True),
             "finished": Column(pl.Int64, "Records of completed operations; 0 where only active ones were dumped."),
             "has_stacks": Column(pl.Boolean, "Python stacks are in it."),
@@ -344,7 +352,9 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
         "One row a size that a benchmark measured: the cluster's own ceiling.",
         {
             "source": Column(Text, "Source that tells it, as named in `sources`."),
-            "op": Column(pl.String, "Operation, as in `collectives`; null where the output does not say.", nullable=True),
+            "op": Column(
+                pl.String, "Operation, as in `collectives`; null where the output does not say.", nullable=True
+            ),
             "ranks": Column(pl.Int32, "Ranks that took part.", nullable=True),
             "hosts": Column(pl.Int32, "Hosts that took part.", nullable=True),
             "bytes": Column(pl.Int64, "Total bytes S of the bandwidth formulas."),
