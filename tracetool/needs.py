@@ -1,15 +1,27 @@
-"""What an analysis may need from a run, and what to tell a user whose traces lack it."""
+"""What an analysis may need from a rank's tables, and what to tell a user whose traces lack it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import polars as pl
 
 
 @dataclass(frozen=True)
 class Need:
-    """One need: what is missing when it is not met, and the exact option that records it next time."""
+    """One need: the table that meets it, what is missing when it does not, and the option that records it.
 
+    It is met by a rank whose `table` has a row in which `column` is not null, or equals `value` if one is given;
+    without a column, by any row.
+    """
+
+    table: str
+    column: str | None
+    value: str | None
     missing: str
     hint: str
 
@@ -17,34 +29,56 @@ class Need:
         """Return the reason shown where an analysis was skipped."""
         return f"{self.missing}. {self.hint}"
 
+    def met(self, read: Callable[[str], pl.DataFrame | None]) -> bool:
+        """Say whether the tables that `read` returns by name (None: not there) meet the need."""
+        table = read(self.table)
+        if table is None or not table.height:
+            return False
+        if self.column is None:
+            return True
+        if self.value is None:
+            return table[self.column].null_count() < table.height
+        return bool((table[self.column] == self.value).any())
+
+
+_BOTH: Final = "Record with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])."
 
 NEEDS: Final[dict[str, Need]] = {
-    "events": Need("no events in the traces", "Record with torch.profiler.profile() around some training steps."),
-    "gpu": Need(
-        "no GPU activity in the traces",
-        "Record with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]).",
+    "events": Need(
+        "events", None, None, "no events in the traces", "Record some training steps with torch.profiler.profile()."
     ),
-    "cpu_ops": Need(
-        "no CPU operators in the traces",
-        "Record with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]).",
-    ),
-    "launches": Need(
-        "no launch calls in the traces",
-        "Record with ProfilerActivity.CPU and ProfilerActivity.CUDA together.",
-    ),
+    "gpu": Need("gpu", None, None, "no GPU activity in the traces", _BOTH),
+    "launches": Need("gpu", "launch", None, "no launch calls of GPU activity in the traces", _BOTH),
+    "cpu_ops": Need("events", "category", "cpu_op", "no CPU operators in the traces", _BOTH),
     "comm": Need(
+        "comms",
+        None,
+        None,
         "no communication kernels in the traces",
-        "This run has one GPU, or its collectives run on the CPU or under names tracetool does not know: "
+        "The run has one GPU, or communicates on the CPU, or its kernels have names tracetool does not know: "
         "--comm-pattern REGEX names them.",
     ),
-    "shapes": Need("no operator shapes in the traces", "Record with torch.profiler.profile(record_shapes=True)."),
-    "memory": Need("no memory events in the traces", "Record with torch.profiler.profile(profile_memory=True)."),
-    "several_ranks": Need(
-        "only one rank was traced", "Record every rank: call the profiler on all of them and collect the files."
+    "shapes": Need(
+        "op_shapes",
+        "input_dims",
+        None,
+        "no operator shapes in the traces",
+        "Record with torch.profiler.profile(record_shapes=True).",
+    ),
+    "memory": Need(
+        "counters",
+        None,
+        None,
+        "no memory events in the traces",
+        "Record with torch.profiler.profile(profile_memory=True).",
     ),
     "in_flight": Need(
-        "no flight-recorder or NCCL log entries in the traces",
-        "Set TORCH_FR_BUFFER_SIZE=2000 (TORCH_NCCL_TRACE_BUFFER_SIZE before torch 2.8) and TORCH_NCCL_DUMP_ON_TIMEOUT=1.",
+        "collectives",
+        None,
+        None,
+        "no flight-recorder dumps or NCCL logs among the files",
+        "Set TORCH_FR_BUFFER_SIZE=2000 (TORCH_NCCL_TRACE_BUFFER_SIZE before torch 2.8) and "
+        "TORCH_NCCL_DUMP_ON_TIMEOUT=1.",
     ),
 }
 """Every need by name. `ingest` finds out which are met; the registry refuses an analysis that names another."""

@@ -112,7 +112,14 @@ class RunView:
     features: Mapping[str, tuple[int, ...]]
     """Need → the ranks that meet it."""
     joined: Mapping[str, pl.DataFrame]
-    """Small tables of the join (groups, clocks, …); empty when one rank was read."""
+    """Small tables of the join (groups, clocks, …) and of sources that belong to no rank; may be empty."""
+    notes: Sequence[str] = ()
+    """What holds for the run as a whole: missing ranks, files not read, iterations left out; a sentence each."""
+
+
+def package_path(package: str) -> str:
+    """Return the folder of a plug-in package."""
+    return next(iter(importlib.import_module(package).__path__))
 
 
 def modules(package: str) -> list[object]:

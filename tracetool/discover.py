@@ -1,0 +1,203 @@
+"""Finds the sources of a run: which files and directories are traces, of which format, and of which rank by name.
+
+A source is one file, or one directory that a parser recognises as a whole. Formats are told by content, so a
+trace called `unknown` is found and a text file called `rank0.json` is not taken for one.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tracetool.errors import NothingReadable, UsageError
+from tracetool.registry import HEAD_BYTES, sniff
+
+if TYPE_CHECKING:
+    from tracetool.settings import Settings
+
+GZIP_MAGIC: Final = b"\x1f\x8b"
+_OTHER_PACKING: Final = {b"PK\x03\x04": "zip", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
+_RANK_IN_NAME: Final = re.compile(r"(?:^|[^a-z])(?:global[_-]?)?ranks?[_=.-]?(\d+)", re.IGNORECASE)
+_TRAILING_RANK: Final = re.compile(r"(?:^|[^a-z])worker[_-]?(\d+)(?=[._]|$)", re.IGNORECASE)
+_ITERATION_IN_PATH: Final = re.compile(r"(?:^|[^a-z])iter(?:ation)?[_=-]?(\d+)(?:[^\d]|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source as found, before it is read."""
+
+    path: Path
+    display: str
+    """Path below what the user typed; how tables, messages and the report name the source."""
+    parser: str
+    """Name of the parser's module."""
+    format: str
+    bytes: int
+    rank: int | None
+    """Rank by `--rank-regex` or by name; None when neither tells."""
+    rank_source: str | None
+    """`option` or `file name`; None with an unknown rank."""
+    iteration: int | None
+    """Iteration that the path names, if it names one."""
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What was found: sources in the order of their paths, and the rest with the reason it is not read."""
+
+    sources: tuple[Source, ...]
+    ignored: tuple[str, ...]
+    """Sentences that name the files of no known format."""
+
+
+def discover(run: str, settings: Settings) -> Discovery:
+    """Find the sources of RUN: a file, a directory (searched recursively) or a glob.
+
+    Raises UsageError when RUN does not exist or `--rank-regex` is no regular expression with a group, and
+    NothingReadable when no parser recognises anything.
+    """
+    pattern = _rank_pattern(settings.rank_regex)
+    sources: list[Source] = []
+    ignored: list[str] = []
+    for path, display in _candidates(run):
+        head = b"" if path.is_dir() else read_head(path)
+        parser = sniff(path, head)
+        if parser is None:
+            if not path.is_dir():
+                ignored.append(f"{display}: {_why_ignored(head)}")
+            continue
+        rank, rank_source = rank_of(display, pattern)
+        iteration = _ITERATION_IN_PATH.search(display)
+        sources.append(
+            Source(
+                path=path,
+                display=display,
+                parser=parser.__name__.rpartition(".")[2],
+                format=parser.FORMAT,
+                bytes=_size(path),
+                rank=rank,
+                rank_source=rank_source,
+                iteration=int(iteration[1]) if iteration else None,
+            )
+        )
+    if not sources:
+        seen = f"; {len(ignored)} files of no known format were seen, such as {ignored[0]}" if ignored else ""
+        raise NothingReadable(f"{run}: no trace found{seen}. `tracetool formats` lists what can be read.")
+    kept = _one_iteration(sources, settings)
+    left = sorted({source.iteration for source in sources if source not in kept} - {None}, key=str)
+    if left:
+        chosen = kept[0].iteration if kept else settings.iteration
+        ignored.append(
+            f"iterations {', '.join(map(str, left))}: iteration {chosen} was taken; --iteration chooses another"
+        )
+    return Discovery(tuple(kept), tuple(ignored))
+
+
+def _candidates(run: str) -> list[tuple[Path, str]]:
+    """Return files, and directories that are one source, as (path, display path), sorted by display path."""
+    top = Path(run)
+    if top.is_file():
+        return [(top, top.name)]
+    if top.is_dir():
+        return _below(top)
+    matches = sorted(glob.glob(run, recursive=True))  # noqa: PTH207 - RUN may be absolute, Path.glob refuses that
+    if not matches:
+        raise UsageError(f"{run}: no such file or directory, and no match as a glob")
+    found: list[tuple[Path, str]] = []
+    for match in map(Path, matches):
+        below = _below(match) if match.is_dir() else [(match, "")]
+        found += [(path, str(match / display) if display else str(match)) for path, display in below]
+    return sorted(set(found), key=lambda item: _natural(item[1]))
+
+
+def _below(top: Path) -> list[tuple[Path, str]]:
+    if sniff(top, b""):
+        return [(top, top.name)]
+    found: list[tuple[Path, str]] = []
+    for folder, folders, files in os.walk(top):
+        for name in list(folders):
+            path = Path(folder, name)
+            if name.startswith("."):
+                folders.remove(name)
+            elif sniff(path, b""):
+                folders.remove(name)
+                found.append((path, str(path.relative_to(top))))
+        for name in files:
+            path = Path(folder, name)
+            if not name.startswith(".") and path.is_file():
+                found.append((path, str(path.relative_to(top))))
+    return sorted(found, key=lambda item: _natural(item[1]))
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Sort key by which rank2 stands before rank10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def read_head(path: Path) -> bytes:
+    """Return the first 64 KiB of a file, decompressed when it is gzip, whatever its name; less if it is damaged."""
+    with path.open("rb") as stream:
+        raw = stream.read(HEAD_BYTES)
+    if not raw.startswith(GZIP_MAGIC):
+        return raw
+    try:
+        return zlib.decompressobj(wbits=31).decompress(raw, HEAD_BYTES)
+    except zlib.error:
+        return b""
+
+
+def _why_ignored(head: bytes) -> str:
+    for magic, name in _OTHER_PACKING.items():
+        if head.startswith(magic):
+            return f"packed with {name}; unpack it first"
+    return "empty" if not head else "no known trace format"
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size
+
+
+def _rank_pattern(rank_regex: str | None) -> re.Pattern[str] | None:
+    if rank_regex is None:
+        return None
+    try:
+        pattern = re.compile(rank_regex)
+    except re.error as error:
+        raise UsageError(f"--rank-regex {rank_regex!r} is no regular expression: {error}") from None
+    if pattern.groups < 1:
+        raise UsageError(f"--rank-regex {rank_regex!r} has no group; put the rank in parentheses, as in 'node(\\d+)'")
+    return pattern
+
+
+def rank_of(display: str, pattern: re.Pattern[str] | None) -> tuple[int | None, str | None]:
+    """Return the rank that a path tells and how: by the user's pattern, else by the usual names.
+
+    Usual names are those of torch.profiler and the frameworks: rank3_trace.json.gz, rank-3.json, rank_3/x.json,
+    worker3.1719846514912.pt.trace.json. Host names hold digits too and are not guessed from.
+    """
+    if pattern and (match := pattern.search(display)):
+        digits = match[1]
+        if digits is None or not digits.isdigit():
+            raise UsageError(f"--rank-regex: its first group found {digits!r} in {display}, which is no rank")
+        return int(digits), "option"
+    for part in reversed(Path(display).parts):
+        if matches := _RANK_IN_NAME.findall(part) or _TRAILING_RANK.findall(part):
+            return int(matches[-1]), "file name"
+    return None, None
+
+
+def _one_iteration(sources: list[Source], settings: Settings) -> list[Source]:
+    """Keep the sources of one iteration, where paths name several: the one asked for, else the last."""
+    iterations = {source.iteration for source in sources if source.iteration is not None}
+    if settings.iteration is not None and settings.iteration in iterations:
+        return [source for source in sources if source.iteration in (None, settings.iteration)]
+    if len(iterations) > 1 and settings.iteration is None:
+        return [source for source in sources if source.iteration in (None, max(iterations))]
+    return sources

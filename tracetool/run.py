@@ -1,0 +1,309 @@
+"""Run: what a script holds. Reads a run once, then answers questions, each computed when it is first asked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from tracetool import engine, registry, store
+from tracetool.engine import in_order
+from tracetool.errors import TracetoolError, UsageError
+from tracetool.ingest import Ingested, code_key, ingest, settings_key
+from tracetool.needs import NEEDS
+from tracetool.results import Finding, Result, skipped
+from tracetool.settings import Settings
+from tracetool.store import Store, StoredRank
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    import polars as pl
+
+    from tracetool.registry import Analysis, RunView
+    from tracetool.tables import Tables
+
+Progress = Callable[[str, int, int], None]
+"""Called with (phase, done, total); bytes while reading, ranks while analyzing."""
+
+
+class Answer(NamedTuple):
+    """What one analysis' per_rank returned for one rank, or why it failed."""
+
+    tables: Tables | None
+    error: str
+
+
+class RankJob(NamedTuple):
+    """One rank to put through the per_rank of some analyses."""
+
+    rank: StoredRank
+    names: tuple[str, ...]
+    settings: Settings
+    keep: bool
+    """Keep the answers in the store, for the next report on the same traces."""
+
+
+def analyze_rank(job: RankJob) -> dict[str, Answer]:
+    """Run per_rank of each named analysis on one rank, or find its answer in the store. Runs in a worker.
+
+    A failure is the answer of that one analysis; the others go on.
+    """
+    facts: Tables = {}
+    return {name: _answer(job, name, facts) for name in job.names}
+
+
+def _answer(job: RankJob, name: str, facts: Tables) -> Answer:
+    per_rank = getattr(registry.analyses()[name], "per_rank", None)
+    if per_rank is None:
+        return Answer({}, "")
+    kept = _kept_folder(job, name) if job.keep else None
+    if kept is not None and kept.is_dir():
+        return Answer(store.read_tables(kept), "")
+    try:
+        tables = per_rank(job.rank, facts, job.settings)
+    except Exception as error:  # noqa: BLE001 - DESIGN: an exception becomes status "error", the others still run
+        return Answer(None, f"rank {job.rank.rank}: {_sentence(error)}")
+    if kept is not None:
+        with store.new_folder(kept) as temporary:
+            # empty tables are kept too: their columns are part of the answer
+            for table, frame in tables.items():
+                frame.write_parquet(temporary / f"{table}.parquet", compression="lz4")
+    return Answer(tables, "")
+
+
+def _kept_folder(job: RankJob, name: str) -> Path | None:
+    """Return where this answer is kept: beside the rank's derived tables, keyed by all that it depends on."""
+    if job.rank.derived is None or len(job.rank.base) > 1:
+        return None
+    key = hashlib.blake2b(
+        f"{code_key('tracetool.analyses', name)} {settings_key(job.settings)} {job.rank}".encode(), digest_size=16
+    )
+    return Path(job.rank.derived).parent / f"p-{name}-{key.hexdigest()}"
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error).partition("\n")[0]
+    return text if isinstance(error, TracetoolError) else f"{type(error).__name__}: {text}"
+
+
+class Results(Mapping[str, Result]):
+    """The results of a run by the name of the analysis; each is computed when it is first asked for."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = weakref.ref(run)
+        self._known: dict[str, Result] = {}
+
+    def __getitem__(self, name: str) -> Result:
+        """Return one result. Raises KeyError that names the analyses there are."""
+        if name not in registry.analyses():
+            raise KeyError(f"no analysis {name!r}; there are {', '.join(registry.analyses())}")
+        self.compute([name])
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(registry.analyses())
+
+    def __len__(self) -> int:
+        return len(registry.analyses())
+
+    def compute(self, names: Sequence[str]) -> None:
+        """Compute several results in one pass over the ranks; those already known are not computed again."""
+        run = self._run()
+        if run is None:
+            raise TracetoolError("the run was closed; open it again with tracetool.open_run")
+        missing = [name for name in names if name not in self._known]
+        if missing:
+            self._known.update(run._compute(missing))  # noqa: SLF001 - Results is the lazy face of its Run
+
+
+class Run:
+    """A run of one or many ranks, read and ready for questions. Made by `open_run`."""
+
+    def __init__(
+        self,
+        ingested: Ingested,
+        settings: Settings,
+        opened: Store,
+        *,
+        how: _How,
+        progress: Progress,
+        closing: ExitStack,
+    ) -> None:
+        self.settings = settings
+        self.damaged = ingested.damaged
+        """Sources that were cut, repaired by leaving events out, or could not be read."""
+        self._ingested = ingested
+        self._store = opened
+        self._how = how
+        self._progress = progress
+        self.results = Results(self)
+        self._finalizer = weakref.finalize(self, closing.close)
+
+    def close(self) -> None:
+        """Let go of the store; without a cache this removes the tables. Also done when the run is forgotten."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def view(self) -> RunView:
+        """The small tables of the run: ranks, sources, steps, quality."""
+        return self._ingested.view
+
+    @property
+    def ranks(self) -> list[int]:
+        """The ranks that were read, ascending."""
+        return [rank.rank for rank in self._ingested.ranks]
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """Every finding of every analysis, priced and ranked by what it recovers."""
+        self.results.compute(list(self.results))
+        return self.priced([self.results[name] for name in self.results])
+
+    def priced(self, results: Sequence[Result]) -> tuple[Finding, ...]:
+        """Return the findings of some results, priced and ranked."""
+        from tracetool.join.price import price  # noqa: PLC0415 - imports polars
+
+        return price([finding for result in results for finding in result.findings], self.view.steps)
+
+    def table(self, name: str, rank: int | None = None) -> pl.LazyFrame:
+        """Return a table of the data model as a polars LazyFrame: of one rank, or of all, one after the other.
+
+        Raises UsageError for a name or rank that is not there.
+        """
+        import polars as pl  # noqa: PLC0415 - a script that only reads results may never need it
+
+        from tracetool.tables import SCHEMAS  # noqa: PLC0415 - same
+
+        small = {"ranks": self.view.ranks, "sources": self.view.sources, **self.view.joined}
+        if rank is None and name in small:
+            return small[name].lazy()
+        if name not in SCHEMAS:
+            raise UsageError(f"no table {name!r}; there are {', '.join(SCHEMAS)}")
+        chosen = [stored for stored in self._ingested.ranks if rank is None or stored.rank == rank]
+        if not chosen:
+            raise UsageError(f"no rank {rank} in {self.view.path}; there are {', '.join(map(str, self.ranks))}")
+        return pl.concat([stored.scan(name) for stored in chosen], how="diagonal")
+
+    def _compute(self, names: Sequence[str]) -> dict[str, Result]:
+        analyses = {name: registry.analyses()[name] for name in names}
+        able = {name: _able_ranks(analysis, self.view, self.ranks) for name, analysis in analyses.items()}
+        ready = [name for name in names if isinstance(able[name], frozenset)]
+        jobs = []
+        for stored in self._ingested.ranks:
+            mine = tuple(name for name in ready if stored.rank in able[name])
+            if mine:
+                jobs.append(RankJob(stored, mine, self.settings, self._store.persistent))
+        done = 0
+
+        def finished(_: int) -> None:
+            nonlocal done
+            done += 1
+            self._progress("analyzing", done, len(jobs))
+
+        with ExitStack() as stack:
+            size = sum(self.view.sources["bytes"].to_list())
+            pool = self._how.executor(stack, len(jobs), size)
+            answers = in_order([pool.submit(analyze_rank, job) for job in jobs], finished)
+        results = {}
+        for name, analysis in analyses.items():
+            reason = able[name]
+            if isinstance(reason, str):
+                results[name] = skipped(reason)
+            else:
+                given = [answer[name] for answer in answers if name in answer]
+                results[name] = _reduce(analysis, given, self.view, self.settings)
+        return results
+
+
+def _able_ranks(analysis: Analysis, view: RunView, ranks: Sequence[int]) -> frozenset[int] | str:
+    """Return the ranks that meet every need of an analysis, or the sentence that says what is missing."""
+    able = set(ranks)
+    for need in analysis.NEEDS:
+        able &= set(view.features.get(need, ()))
+        if not able:
+            return NEEDS[need].sentence()
+    return frozenset(able)
+
+
+def _reduce(analysis: Analysis, answers: Sequence[Answer], view: RunView, settings: Settings) -> Result:
+    """Put the answers of all ranks together and let the analysis conclude."""
+    import polars as pl  # noqa: PLC0415 - see Run.table
+
+    failed = [answer.error for answer in answers if answer.error]
+    if failed:
+        return Result(status="error", reason=f"{failed[0]}{f' ({len(failed)} ranks)' if len(failed) > 1 else ''}")
+    good = [answer.tables for answer in answers if answer.tables is not None]
+    names = sorted({name for tables in good for name in tables})
+    parts = {name: pl.concat([tables[name] for tables in good if name in tables], how="diagonal") for name in names}
+    try:
+        return analysis.analyze(parts, view, settings)
+    except Exception as error:  # noqa: BLE001 - DESIGN: an exception becomes status "error", the others still run
+        return Result(status="error", reason=_sentence(error))
+
+
+class _How(NamedTuple):
+    """How jobs run: never changes a number."""
+
+    engine: str
+    memory_bytes: int | None
+
+    def executor(self, stack: ExitStack, jobs: int, work_bytes: int) -> Executor:
+        """Start the engine; it ends when `stack` closes."""
+        return stack.enter_context(
+            engine.executor(self.engine, jobs=jobs, work_bytes=work_bytes, memory_bytes=self.memory_bytes)
+        )
+
+
+def cache_root(cache: str | None) -> Path | None:
+    """Return the cache directory: the option, $TRACETOOL_CACHE, $XDG_CACHE_HOME/tracetool; None for `off`."""
+    chosen = cache or os.environ.get("TRACETOOL_CACHE")
+    if chosen:
+        return None if chosen == "off" else Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tracetool"
+
+
+def _silent(phase: str, done: int, total: int) -> None:
+    """Report no progress."""
+
+
+def open_run(
+    path: str | os.PathLike[str],
+    settings: Settings | None = None,
+    *,
+    engine: str = "auto",
+    memory_bytes: int | None = None,
+    cache: str | None = None,
+    progress: Progress = _silent,
+) -> Run:
+    """Read a directory, file or glob of traces and return the Run.
+
+    `settings` holds every option that changes a number; `engine`, `memory_bytes`, `cache` ("off" or a directory)
+    and `progress` never do. Raises NothingReadable when nothing could be read, UsageError when the request cannot
+    be carried out.
+    """
+    settings = settings or Settings()
+    how = _How(engine, memory_bytes)
+    closing = ExitStack()
+    try:
+        opened = closing.enter_context(Store(cache_root(cache)))
+        with ExitStack() as pools:
+            ingested = ingest(
+                os.fspath(path), settings, opened, lambda jobs, size: how.executor(pools, jobs, size), progress
+            )
+    except BaseException:
+        closing.close()
+        raise
+    return Run(ingested, settings, opened, how=how, progress=progress, closing=closing)
