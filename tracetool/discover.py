@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tracetool.settings import Settings
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
+_GZIP_RATIO: Final = 12  # JSON traces: 10 to 20
 _OTHER_PACKING: Final = {b"PK\x03\x04": "zip", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
 _RANK_IN_NAME: Final = re.compile(r"(?:^|[^a-z])(?:global[_-]?)?ranks?[_=.-]?(\d+)", re.IGNORECASE)
 _TRAILING_RANK: Final = re.compile(r"(?:^|[^a-z])worker[_-]?(\d+)(?=[._]|$)", re.IGNORECASE)
@@ -38,6 +39,8 @@ class Source:
     """Name of the parser's module."""
     format: str
     bytes: int
+    work_bytes: int
+    """About how much there is to read once it is decompressed."""
     rank: int | None
     """Rank by `--rank-regex` or by name; None when neither tells."""
     rank_source: str | None
@@ -80,6 +83,7 @@ def discover(run: str, settings: Settings) -> Discovery:
                 parser=parser.__name__.rpartition(".")[2],
                 format=parser.FORMAT,
                 bytes=_size(path),
+                work_bytes=_size(path) * (_GZIP_RATIO if _is_gzip(path) else 1),
                 rank=rank,
                 rank_source=rank_source,
                 iteration=int(iteration[1]) if iteration else None,
@@ -149,6 +153,13 @@ def read_head(path: Path) -> bytes:
         return zlib.decompressobj(wbits=31).decompress(raw, HEAD_BYTES)
     except zlib.error:
         return b""
+
+
+def _is_gzip(path: Path) -> bool:
+    if path.is_dir():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
 
 
 def _why_ignored(head: bytes) -> str:

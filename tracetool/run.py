@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from tracetool import engine, registry, store
 from tracetool.engine import in_order
 from tracetool.errors import TracetoolError, UsageError
-from tracetool.ingest import Ingested, code_key, ingest, settings_key
+from tracetool.ingest import Ingested, ingest
 from tracetool.needs import NEEDS
+from tracetool.read import code_key, settings_key
 from tracetool.results import Finding, Result, skipped
 from tracetool.settings import Settings
 from tracetool.store import Store, StoredRank
@@ -111,6 +112,10 @@ class Results(Mapping[str, Result]):
 
     def __len__(self) -> int:
         return len(registry.analyses())
+
+    def computed(self) -> Mapping[str, Result]:
+        """Return the results computed so far."""
+        return self._known
 
     def compute(self, names: Sequence[str]) -> None:
         """Compute several results in one pass over the ranks; those already known are not computed again."""
