@@ -1,0 +1,17 @@
+"""A discrete-event simulator of distributed training runs that knows the truth about them.
+
+    run = simulate(Config(dp=2, tp=2, pp=2, slow_ranks={3: 1.2}))
+    paths = run.write_kineto(directory)
+    run.truth().budget()                # without the join: matched communications count as moving
+    run.truth(joined=True).budget()     # with waiting told apart
+    run.truth(ranks=[0]).budget()       # someone who has rank 0 alone
+
+It imports nothing of tracetool, so that a test that compares the two compares two independent readings of the
+definitions.
+"""
+
+from simulator.config import Config, Slot, SlowLink, Stall
+from simulator.run import Run, simulate
+from simulator.truth import BUCKETS, Truth
+
+__all__ = ["BUCKETS", "Config", "Run", "Slot", "SlowLink", "Stall", "Truth", "simulate"]

@@ -1,0 +1,400 @@
+"""The simulator itself: its truth adds up, its schedules have the published bubbles, its files hold what it did."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from fractions import Fraction
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulator import BUCKETS, Config, SlowLink, Stall, simulate
+from simulator.record import BASE_UNIX_NS
+from simulator.schedule import zb1p
+from simulator.truth import measure
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from simulator import Run
+
+BARE = Config(
+    dp=1,
+    tp=1,
+    zero_transfer=True,
+    copies=False,
+    grad_norm=False,
+    optimizer=False,
+    sync_step=False,
+    kernel_floor_ns=200_000,
+    op_ns=200,
+    launch_ns=100,
+    latency_ns=200,
+)
+"""Pipeline alone: equal kernels, free transfers, a host that is always ahead."""
+
+
+def assert_sums(run: Run, *, joined: bool) -> None:
+    truth = run.truth(joined=joined)
+    rows = truth.budget()
+    assert rows
+    for row in rows:
+        assert sum(row[f"{bucket}_ns"] for bucket in BUCKETS) == row["window_ns"]
+        assert row["overlap_ns"] + row["exposed_total_ns"] == row["comm_total_ns"]
+        assert min(row[f"{bucket}_ns"] for bucket in BUCKETS) >= 0
+    for trace in run.traces:
+        mine = [row for row in rows if row["rank"] == trace.place.rank]
+        for window, row in zip(truth.windows[trace.place.rank], mine, strict=True):
+            compute = [
+                (max(a.start_ns, window.start_ns), min(a.end_ns, window.end_ns))
+                for a in trace.activities
+                if a.kind == "compute"
+            ]
+            assert measure(compute) == row["compute_ns"]
+        for before, after in pairwise(truth.windows[trace.place.rank]):
+            assert before.end_ns == after.start_ns
+
+
+def share(run: Run) -> Fraction:
+    rows = run.truth().pipeline()
+    return sum((Fraction(r["bubble_ns"], r["window_ns"]) for r in rows), Fraction()) / len(rows)
+
+
+@pytest.mark.parametrize(("stages", "microbatches"), [(4, 4), (4, 8), (8, 32), (2, 4)])
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("p2p", ["async", "batched"])
+def test_equal_stages_and_free_transfers_give_the_published_bubble(
+    stages: int, microbatches: int, schedule: str, p2p: str
+) -> None:
+    run = simulate(BARE.replace(pp=stages, microbatches=microbatches, schedule=schedule, p2p=p2p, steps=1))
+    assert share(run) == Fraction(stages - 1, microbatches + stages - 1)
+
+
+@pytest.mark.parametrize(("stages", "microbatches", "chunks"), [(4, 4, 2), (4, 8, 2), (8, 32, 2), (2, 4, 4)])
+def test_interleaving_divides_the_bubble_by_the_chunks(stages: int, microbatches: int, chunks: int) -> None:
+    run = simulate(
+        BARE.replace(pp=stages, microbatches=microbatches, chunks=chunks, schedule="interleaved_1f1b", steps=1)
+    )
+    assert share(run) == Fraction(stages - 1, chunks * microbatches + stages - 1)
+
+
+@pytest.mark.parametrize(("stages", "microbatches"), [(2, 4), (4, 4), (4, 8), (8, 32)])
+def test_zero_bubble_schedule_has_the_published_bubble(stages: int, microbatches: int) -> None:
+    orders = [zb1p(stages, s, microbatches) for s in range(stages)]
+    at = [0] * stages
+    clock = [0] * stages
+    done: dict[tuple[str, int, int], int] = {}
+    for _ in range(3 * microbatches * stages):
+        for s in range(stages):
+            if at[s] == len(orders[s]):
+                continue
+            kind, i, _chunk = orders[s][at[s]]
+            source = {"F": ("F", i, s - 1), "B": ("B", i, s + 1), "W": ("B", i, s)}[kind]
+            if source[2] == stages:
+                source = ("F", i, s)
+            if source[2] >= 0 and source not in done:
+                continue
+            clock[s] = done[kind, i, s] = max(clock[s], done.get(source, 0)) + 1
+            at[s] += 1
+    assert at == [len(order) for order in orders]
+    assert max(clock) == 3 * microbatches + stages - 1
+
+
+def test_zero_bubble_is_smaller_than_1f1b() -> None:
+    base = BARE.replace(pp=4, microbatches=8, steps=1)
+    assert share(simulate(base.replace(schedule="zb1p"))) < share(simulate(base))
+
+
+def test_an_unknown_schedule_is_named() -> None:
+    with pytest.raises(ValueError, match="no schedule 'magic'"):
+        simulate(Config(schedule="magic"))
+
+
+def test_a_schedule_may_be_given_as_slots() -> None:
+    order = (("F", 0, 0), ("F", 1, 0), ("B", 1, 0), ("B", 0, 0))
+    run = simulate(BARE.replace(pp=2, microbatches=2, schedule=(order, order), steps=1))
+    assert [(s.kind, s.microbatch) for s in run.truth().slots if s.rank == 0] == [(k, i) for k, i, _ in order]
+
+
+def test_a_schedule_that_cannot_run_is_a_deadlock_not_a_hang() -> None:
+    swapped = (("F", 1, 0), ("F", 0, 0), ("B", 0, 0), ("B", 1, 0))
+    straight = (("F", 0, 0), ("B", 0, 0), ("F", 1, 0), ("B", 1, 0))
+    with pytest.raises(RuntimeError, match="deadlock"):
+        simulate(BARE.replace(pp=2, microbatches=2, schedule=(swapped, straight), p2p="batched"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.builds(
+        Config,
+        dp=st.sampled_from([1, 2]),
+        tp=st.sampled_from([1, 2]),
+        pp=st.sampled_from([1, 2, 3]),
+        cp=st.sampled_from([1, 1, 2]),
+        ep=st.just(1),
+        gpus_per_node=st.sampled_from([1, 2, 8]),
+        dp_mode=st.sampled_from(["ddp", "zero1", "fsdp"]),
+        schedule=st.sampled_from(["1f1b", "gpipe", "zb1p"]),
+        microbatches=st.integers(1, 4),
+        p2p=st.sampled_from(["async", "batched"]),
+        p2p_peers=st.booleans(),
+        layers=st.sampled_from([1, 2]),
+        recompute=st.booleans(),
+        jitter=st.sampled_from([0.0, 0.05]),
+        comm_jitter=st.sampled_from([0.0, 0.3]),
+        end_jitter_ns=st.sampled_from([0, 3000]),
+        latency_ns=st.sampled_from([1000, 6000]),
+        latency_jitter_ns=st.sampled_from([0, 9000]),
+        op_ns=st.sampled_from([1500, 30_000]),
+        sync_step=st.booleans(),
+        unrecorded_steps=st.sampled_from([0, 1]),
+        warmup_work=st.booleans(),
+        between_steps_work=st.booleans(),
+        profiler_steps=st.booleans(),
+        clock_offsets_ns=st.sampled_from([{}, {0: 1_000_000, 1: -700_001}]),
+        clock_drifts_ppm=st.sampled_from([{}, {0: 15.0}]),
+        resolution_ns=st.sampled_from([1, 1000]),
+        seed=st.integers(0, 3),
+    )
+)
+def test_truth_adds_up_whatever_is_simulated(config: Config) -> None:
+    run = simulate(config)
+    assert_sums(run, joined=False)
+    assert_sums(run, joined=True)
+    for row in run.truth(joined=True).waits():
+        assert row["start_ns"] <= row["wait_end_ns"] <= row["end_ns"]
+
+
+def test_the_same_config_gives_the_same_bytes(tmp_path: Path) -> None:
+    config = Config(jitter=0.05, host_jitter=0.1, comm_jitter=0.2, latency_jitter_ns=2000, seed=4)
+    one, two = (simulate(config).write_kineto(tmp_path / name) for name in ("one", "two"))
+    assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
+    other = simulate(config.replace(seed=5)).write_kineto(tmp_path / "three")
+    assert one[0].read_bytes() != other[0].read_bytes()
+
+
+def test_members_of_a_collective_end_together_after_the_last_arrival() -> None:
+    run = simulate(Config(jitter=0.1, slow_ranks={3: 1.3}, seed=1))
+    transfers = {id(t): t for trace in run.traces for a in trace.activities for t in a.source.transfers}
+    assert transfers
+    for t in transfers.values():
+        assert t.arrived == t.expected == len(t.members)
+        if t.symmetric:
+            assert {m.end_ns for m in t.members} == {max(m.start_ns for m in t.members) + t.ns}
+
+
+def test_nothing_starts_before_its_launch_or_its_predecessor() -> None:
+    run = simulate(Config(jitter=0.1, latency_jitter_ns=5000, host_jitter=0.2))
+    for trace in run.traces:
+        reached: dict[int, int] = {}
+        for a in trace.activities:
+            assert a.launch_start_ns is not None
+            assert a.start_ns > a.launch_start_ns
+            assert a.start_ns >= reached.get(a.stream, 0)
+            reached[a.stream] = a.end_ns
+
+
+def bucket(run: Run, rank: int, name: str, *, joined: bool = True) -> int:
+    return sum(int(r[f"{name}_ns"]) for r in run.truth(joined=joined).budget() if r["rank"] == rank)
+
+
+def elapsed(run: Run) -> int:
+    return max(a.source.end_ns for t in run.traces for a in t.activities)
+
+
+HEALTHY = Config()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"slow_ranks": {3: 1.5}},
+        {"heavy_stages": {1: 1.5}},
+        {"slow_links": (SlowLink(5.0, role="dp"),)},
+        {"stalls": (Stall(2, 3_000_000, "dataloader"),)},
+        {"stalls": (Stall(2, 3_000_000, "gc"),)},
+        {"stalls": (Stall(2, 3_000_000, "sync"),)},
+        {"slow_hosts": {1: 6.0}},
+        {"long_sequences": {1: 2.0}},
+        {"recompute": True},
+        {"op_ns": 40_000},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_perturbation_makes_the_run_longer(change: dict[str, Any]) -> None:
+    assert elapsed(simulate(HEALTHY.replace(**change))) > elapsed(simulate(HEALTHY)) * 1.05
+
+
+def test_a_slow_rank_computes_longer_and_its_peers_wait() -> None:
+    healthy, slow = simulate(HEALTHY), simulate(HEALTHY.replace(slow_ranks={3: 1.5}))
+    assert bucket(slow, 3, "compute") > 1.4 * bucket(healthy, 3, "compute")
+    assert bucket(slow, 2, "compute") == bucket(healthy, 2, "compute")
+    assert bucket(slow, 2, "sync_wait") > bucket(slow, 3, "sync_wait")
+
+
+def test_a_stalled_host_is_host_bound_or_idle_and_its_peers_wait() -> None:
+    run = simulate(HEALTHY.replace(stalls=(Stall(2, 3_000_000, "sync"),)))
+    assert bucket(run, 2, "host_bound") > 5_000_000
+    assert bucket(run, 3, "sync_wait") > 5_000_000
+
+
+def test_without_the_join_waiting_counts_as_moving() -> None:
+    run = simulate(HEALTHY.replace(slow_ranks={3: 1.5}))
+    for row, joined in zip(run.truth().budget(), run.truth(joined=True).budget(), strict=True):
+        assert row["sync_wait_ns"] == row["pipeline_bubble_ns"] == 0
+        assert row["exposed_comm_ns"] == row["exposed_total_ns"] - 0 >= joined["exposed_comm_ns"]
+        assert row["compute_ns"] == joined["compute_ns"]
+
+
+def test_one_rank_alone_knows_no_waiting() -> None:
+    run = simulate(HEALTHY)
+    alone = run.truth(ranks=[0], joined=True).budget()
+    assert alone == [r for r in run.truth().budget() if r["rank"] == 0]
+
+
+def test_unrecorded_steps_leave_orphans() -> None:
+    run = simulate(Config(unrecorded_steps=1, sync_step=False, dp=2, tp=1, pp=1))
+    orphans = [a for t in run.traces for a in t.activities if a.launch_start_ns is None]
+    assert orphans
+    assert_sums(run, joined=True)
+    assert all(a.number == 0 for a in orphans)
+
+
+def test_clocks_shift_and_drift() -> None:
+    plain = simulate(Config(gpus_per_node=4))
+    skewed = simulate(Config(gpus_per_node=4, clock_offsets_ns={1: 2_000_000}, clock_drifts_ppm={1: 20.0}))
+    for one, two in zip(plain.traces, skewed.traces, strict=True):
+        for a, b in zip(one.activities, two.activities, strict=True):
+            moved = 0 if one.place.host == 0 else 2_000_000 + 20_000 * a.source.start_ns // 1_000_000_000
+            assert b.start_ns - a.start_ns == moved
+
+
+def test_flops_of_a_layer_are_the_textbook_ones() -> None:
+    config = Config(dp=1, tp=1, pp=1, microbatches=3, layers=2)
+    d, f, s = config.hidden, config.ffn, config.sequence
+    matmul = 2 * s * (4 * d * d + 2 * d * f)
+    attention = 4 * s * s * d
+    layers = config.layers * config.microbatches
+    for row in simulate(config).truth().flops():
+        assert row["model_flops"] == 3 * layers * (matmul + attention)
+        assert row["model_flops_causal"] == 3 * layers * (matmul + attention // 2)
+        assert row["hardware_flops"] == layers * (3 * matmul + 7 * attention // 2)
+    again = simulate(config.replace(recompute=True)).truth().flops()[0]
+    assert again["model_flops"] == 3 * layers * (matmul + attention)
+    assert again["hardware_flops"] == layers * (4 * matmul + 9 * attention // 2)
+
+
+def test_sharding_shares_the_flops_out() -> None:
+    whole = simulate(Config(dp=1, tp=1, pp=1)).truth().flops()[0]["model_flops"]
+    for grid in ({"tp": 2}, {"cp": 2}):
+        run = simulate(Config(dp=1, tp=1, pp=1).replace(**grid))
+        assert sum(r["model_flops"] for r in run.truth().flops() if r["step"] == run.config.first_step) == whole
+
+
+# ---- files ----
+
+
+def load(path: Path) -> dict[str, Any]:
+    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    loaded: dict[str, Any] = json.loads(text, parse_float=lambda t: t)
+    return loaded
+
+
+def ns(text: object) -> int:
+    whole, _, part = str(text).partition(".")
+    return int(whole) * 1000 + int((part + "000")[:3])
+
+
+GPU = ("kernel", "gpu_memcpy", "gpu_memset")
+
+
+@pytest.mark.parametrize("times", ["base", "epoch_decimal"])
+@pytest.mark.parametrize("pretty", [True, False])
+def test_files_hold_every_activity_to_the_ns(tmp_path: Path, times: str, pretty: bool) -> None:  # noqa: FBT001
+    run = simulate(Config(jitter=0.1, clock_offsets_ns={0: 123_457}))
+    for trace, path in zip(run.traces, run.write_kineto(tmp_path, times=times, pretty=pretty), strict=True):
+        document = load(path)
+        shift = 0 if times == "base" else BASE_UNIX_NS
+        assert ("baseTimeNanoseconds" in document) == (times == "base")
+        written = [
+            (ns(e["ts"]), ns(e["dur"]), e["name"], e["args"]["correlation"])
+            for e in document["traceEvents"]
+            if e.get("cat") in GPU
+        ]
+        seen = [(a.start_ns + shift, a.end_ns - a.start_ns, a.name, a.correlation) for a in trace.activities]
+        assert written == seen
+
+
+def test_files_link_launches_and_operators(tmp_path: Path) -> None:
+    run = simulate(Config())
+    document = load(run.write_kineto(tmp_path, ranks=[5])[0])
+    assert document["distributedInfo"]["rank"] == 5
+    events = document["traceEvents"]
+    calls = {e["args"]["correlation"] for e in events if e.get("cat") == "cuda_runtime"}
+    ids = {e["args"]["External id"] for e in events if e.get("cat") in ("cpu_op", "user_annotation")}
+    activities = [e for e in events if e.get("cat") in GPU]
+    assert all(e["args"]["correlation"] in calls and e["args"]["External id"] in ids for e in activities)
+    dangling = load(run.write_kineto(tmp_path, ranks=[5], external_ids="dangling", names="other.json")[0])
+    ids = {e["args"]["External id"] for e in dangling["traceEvents"] if e.get("cat") in ("cpu_op", "user_annotation")}
+    assert not any(e["args"]["External id"] in ids for e in dangling["traceEvents"] if e.get("cat") in GPU)
+
+
+def test_ranges_of_a_thread_nest(tmp_path: Path) -> None:
+    run = simulate(Config(recompute=True, host_jitter=0.1))
+    for document in map(load, run.write_kineto(tmp_path, python_functions=True, memory=True)):
+        open_until: dict[int, list[int]] = {}
+        events = [
+            e for e in document["traceEvents"] if e.get("ph") == "X" and e["cat"] in ("cpu_op", "user_annotation")
+        ]
+        for e in events:
+            start, end = ns(e["ts"]), ns(e["ts"]) + ns(e["dur"])
+            around = open_until.setdefault(e["tid"], [])
+            while around and around[-1] <= start:
+                around.pop()
+            assert not around or end <= around[-1]
+            around.append(end)
+
+
+def test_options_leave_out_what_they_say(tmp_path: Path) -> None:
+    run = simulate(Config(resolution_ns=1000))
+    path = run.write_kineto(
+        tmp_path,
+        ranks=[0],
+        names="{host}_{pid}.pt.trace.json",
+        times="epoch_integer",
+        pretty=False,
+        keys_after=False,
+        distributed_info=False,
+        device_properties=False,
+        comm_args=False,
+        external_ids="none",
+        flows=False,
+        gpu_annotations=False,
+    )[0]
+    assert path.name == "node00_41000.pt.trace.json"
+    assert b"\n" not in path.read_bytes()
+    document = load(path)
+    assert list(document)[-1] == "traceEvents"
+    assert not {"distributedInfo", "deviceProperties", "baseTimeNanoseconds"} & set(document)
+    events = document["traceEvents"]
+    assert all(isinstance(e["ts"], int) for e in events)
+    assert not any("External id" in e.get("args", {}) or "Collective name" in e.get("args", {}) for e in events)
+    assert not any(e["ph"] in ("s", "f") or e.get("cat") == "gpu_user_annotation" for e in events)
+
+
+def test_whole_microseconds_want_a_coarse_clock(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="resolution_ns=1000"):
+        simulate(Config(steps=1)).write_kineto(tmp_path, times="epoch_integer")
+
+
+def test_repeating_makes_longer_files_of_further_steps(tmp_path: Path) -> None:
+    run = simulate(Config(dp=1, tp=1, pp=1))
+    document = load(run.write_kineto(tmp_path, repeat=3)[0])
+    events = document["traceEvents"]
+    steps = [e["name"] for e in events if e.get("cat") == "user_annotation" and e["name"].startswith("ProfilerStep")]
+    assert steps == [f"ProfilerStep#{k}" for k in range(5, 11)]
+    correlations = [e["args"]["correlation"] for e in events if e.get("cat") in GPU]
+    assert len(correlations) == len(set(correlations)) == 3 * len(run.traces[0].activities)
