@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulator import BUCKETS, Config, SlowLink, Stall, simulate
+from simulator import BUCKETS, Config, SlowLink, Stall, samples, simulate
 from simulator.record import BASE_UNIX_NS
 from simulator.schedule import zb1p
 from simulator.truth import measure
@@ -398,3 +398,41 @@ def test_repeating_makes_longer_files_of_further_steps(tmp_path: Path) -> None:
     assert steps == [f"ProfilerStep#{k}" for k in range(5, 11)]
     correlations = [e["args"]["correlation"] for e in events if e.get("cat") in GPU]
     assert len(correlations) == len(set(correlations)) == 3 * len(run.traces[0].activities)
+
+
+@pytest.mark.parametrize("name", sorted(samples.SAMPLES))
+def test_sample_traces_are_what_the_simulator_makes(name: str, repository: Path, tmp_path: Path) -> None:
+    fresh = simulate(samples.SAMPLES[name]).write_kineto(tmp_path, compression=1)
+    kept = sorted((repository / "sample_traces" / name).iterdir())
+    assert [p.name for p in kept] == [p.name for p in fresh]
+    for one, two in zip(kept, fresh, strict=True):
+        assert gzip.decompress(one.read_bytes()) == gzip.decompress(two.read_bytes())
+
+
+def test_sample_traces_stay_small(repository: Path) -> None:
+    files = [p for name in samples.SAMPLES for p in (repository / "sample_traces" / name).iterdir()]
+    assert sum(p.stat().st_size for p in files) < 5_000_000
+
+
+def test_a_rank_may_record_fewer_steps_than_its_peers() -> None:
+    run = simulate(Config(steps=3, recorded_steps={1: (6, 6)}))
+    assert [s for s, _, _ in run.traces[1].step_ranges] == [6]
+    assert [s for s, _, _ in run.traces[0].step_ranges] == [5, 6, 7]
+    assert_sums(run, joined=True)
+
+
+def test_next_layers_parameters_are_gathered_while_this_one_computes() -> None:
+    run = simulate(Config(dp=4, tp=1, pp=1, layers=4, dp_mode="fsdp"))
+    rows = [r for r in run.truth(joined=True).overlap() if r["role"] == "fsdp"]
+    assert rows
+    assert all(r["overlap_ns"] > r["comm_ns"] // 2 for r in rows)
+
+
+def test_synchronisations_are_written_on_demand(tmp_path: Path) -> None:
+    run = simulate(Config(dp=1, tp=2, pp=1))
+    events = load(run.write_kineto(tmp_path, ranks=[0], sync_events=True)[0])["traceEvents"]
+    records = {e["args"]["correlation"]: e["ts"] for e in events if e["name"] == "cudaEventRecord"}
+    waits = [e for e in events if e.get("cat") == "cuda_sync" and e["name"] == "Stream Wait Event"]
+    assert waits
+    assert all(e["args"]["wait_on_cuda_event_record_corr_id"] in records for e in waits)
+    assert any(e["name"] == "Stream Sync" for e in events if e.get("cat") == "cuda_sync")

@@ -76,6 +76,8 @@ class Config:
     waits for both."""
     unrecorded_steps: int = 0
     """Steps run before the profiler records; their late GPU work becomes orphans when `sync_step` is False."""
+    recorded_steps: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """Rank to the first and last step that its profiler recorded; all by default."""
     warmup_work: bool = False
     """Launch some kernels after recording began and before the first step range."""
     between_steps_work: bool = False

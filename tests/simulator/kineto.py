@@ -52,6 +52,10 @@ class Options:
     external_ids: Literal["valid", "dangling", "none"] = "valid"
     flows: bool = True
     gpu_annotations: bool = True
+    sync_events: bool = False
+    """Write cuda_sync events (profiler option enable_cuda_sync_events)."""
+    host_names: bool = False
+    """Write the host's name as a top-level key."""
     memory: bool = False
     """Write allocations and releases as `[memory]` instants."""
     python_functions: bool = False
@@ -165,6 +169,8 @@ def _top_level(run: Run, trace: RankTrace, options: Options, name: str) -> tuple
                 "nccl_version": "2.21.5",
             }  # fmt: skip
         before["distributedInfo"] = info
+    if options.host_names:
+        before["host_name"] = f"node{trace.place.host:02d}"
     after: dict[str, object] = {"traceName": f"traces/{name.removesuffix('.gz')}", "displayTimeUnit": "ms"}
     if options.times == "base":
         after["baseTimeNanoseconds"] = BASE_UNIX_NS
@@ -216,7 +222,7 @@ class _Round:
         self.correlations = correlations
         self.numbers = numbers
         self.pid = pid_of(trace)
-        self.device = trace.place.rank % 8
+        self.device = trace.place.device
         self.names: dict[str, str] = {}
         # Dangling ids are numbers that no operator carries.
         self.gpu_shift = numbers if options.external_ids == "valid" else numbers + 5_000_000
@@ -297,6 +303,12 @@ class _Round:
         yield self._complete("cuda_runtime", r.name, (self.pid, tid), (r.start_ns, r.end_ns), args)
         if self.options.flows and r.name in _LAUNCHES:
             yield self._flow("s", correlation, (self.pid, tid), r.start_ns)
+        if self.options.sync_events and r.args and "sync" in r.args:
+            sync = {**r.args["sync"], "correlation": correlation, "device": self.device, "context": 1}
+            if "wait_on_cuda_event_record_corr_id" in sync:
+                sync["wait_on_cuda_event_record_corr_id"] += self.correlations
+            track = (self.device, sync["stream"])
+            yield self._complete("cuda_sync", sync["cuda_sync_kind"], track, (r.start_ns, r.end_ns), sync)
 
     def _memory(self) -> Iterator[str]:
         """Allocate an output for every operator with shapes; give back at the end of the step."""
@@ -368,7 +380,7 @@ class _Round:
 
 
 def _metadata(trace: RankTrace, options: Options, times: _Times, at: int) -> Iterator[str]:
-    pid, device = pid_of(trace), trace.place.rank % 8
+    pid, device = pid_of(trace), trace.place.device
     rows: list[tuple[str, int, int, str, object]] = [
         ("process_name", pid, 0, "name", "python3.11"),
         ("process_labels", pid, 0, "labels", "CPU"),

@@ -32,7 +32,7 @@ _MESH = {
 
 @dataclass(frozen=True)
 class Place:
-    """Coordinates of a rank and the number of its host."""
+    """Coordinates of a rank, the number of its host, and of its device there."""
 
     rank: int
     stage: int
@@ -40,6 +40,7 @@ class Place:
     cp: int
     tp: int
     host: int
+    device: int
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,14 @@ def rank_of(config: Config, stage: int, dp: int, cp: int, tp: int) -> int:
 
 def places(config: Config) -> list[Place]:
     """Return every rank's place, in rank order."""
+    n = config.gpus_per_node
     return [
-        Place(rank_of(config, s, d, c, t), s, d, c, t, rank_of(config, s, d, c, t) // config.gpus_per_node)
+        Place(rank, s, d, c, t, rank // n, rank % n)
         for s in range(config.pp)
         for d in range(config.dp)
         for c in range(config.cp)
         for t in range(config.tp)
+        for rank in [rank_of(config, s, d, c, t)]
     ]
 
 

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 from simulator.layers import ADD, Layers, Sizes
-from simulator.worker import AUTOGRAD, COMPUTE, COPY, MAIN, Worker
+from simulator.worker import AUTOGRAD, COMPUTE, COPY, MAIN, SCATTER, STREAMS, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from simulator.config import Config, Slot
     from simulator.engine import Activity
@@ -56,7 +56,7 @@ class Program:
                 w.launch(ADD, 4_000, tags={"op_name": "aten::add"})
             w.step = None
         for k in range(c.first_step, c.first_step + c.steps):
-            w.step = k
+            w.step_starts_now(k)
             with ExitStack() as stack:
                 if c.profiler_steps:
                     stack.enter_context(w.range(f"ProfilerStep#{k}"))
@@ -235,8 +235,7 @@ class Program:
             if kind == "F":
                 if first and c.embedding:
                     self.layers.embed(s)
-                for layer in range(c.layers):
-                    self._fsdp_gather((kind, i, chunk, layer))
+                for layer in self._prefetch(range(c.layers)):
                     self.layers.forward(s)
                     if layer == 0 and i == 0 and chunk == 0:
                         w.host.now_ns += self._stall_ns("gc")
@@ -248,8 +247,7 @@ class Program:
             part = kind if self._split else "BW"
             if last and c.head:
                 self.layers.loss_backward(s, part)
-            for layer in reversed(range(c.layers)):
-                self._fsdp_gather((kind, i, chunk, layer))
+            for _ in self._prefetch(range(c.layers)[::-1]) if "B" in part else range(c.layers):
                 self.layers.backward(s, part)
                 if "W" in part:
                     self._gradient_ready(i)
@@ -260,15 +258,25 @@ class Program:
 
     # ---- data parallel ----
 
-    def _fsdp_gather(self, key: tuple[str, int, int, int]) -> None:
-        """Gather a layer's parameters before it runs."""
-        if self.c.dp_mode != "fsdp" or key[0] == "W":
+    def _prefetch(self, layers: Sequence[int]) -> Iterator[int]:
+        """Yield the layers in order; with fsdp each one's parameters are there, and the next one's on their way."""
+        if self.c.dp_mode != "fsdp":
+            yield from layers
             return
-        size = self.layers.layer_parameters
-        with self.w.tagged(slot=None), self.w.range(f"FSDP::all_gather (layers.{key[3]})"):
-            n = self.w.groups["fsdp"].size if "fsdp" in self.w.groups else 1
-            done = self.w.collective("fsdp", "all_gather", size // n, size // n * n)
-        self.w.stream_waits(COMPUTE, done)
+        coming: list[Activity | None] = [self._gather(layers[0])]
+        for at, layer in enumerate(layers):
+            if at + 1 < len(layers):
+                coming.append(self._gather(layers[at + 1]))
+            self.w.stream_waits(COMPUTE, coming[at])
+            yield layer
+
+    def _gather(self, layer: int) -> Activity | None:
+        group = self.w.groups.get("fsdp")
+        if group is None:
+            return None
+        share = self.layers.layer_parameters // group.size
+        with self.w.tagged(slot=None), self.w.range(f"FSDP::all_gather (layers.{layer})"):
+            return self.w.collective("fsdp", "all_gather", share, share * group.size, after_compute=False)
 
     def _gradient_ready(self, microbatch: int) -> None:
         """Send a full bucket of gradients: fsdp after every layer, else in the last micro-batch's backward."""
@@ -286,7 +294,7 @@ class Program:
             if self._bucket:
                 self._sync_gradients(self._bucket * self.layers.layer_parameters)
                 self._bucket = 0
-            for stream in (28, 30):
+            for stream in (STREAMS["dp"], SCATTER):
                 self.w.stream_waits(COMPUTE, self.w.last(stream))
 
     def _sync_gradients(self, elements: int) -> None:
@@ -299,7 +307,8 @@ class Program:
             if self.c.dp_mode == "ddp":
                 self.w.collective(key, "all_reduce", elements, elements)
             else:
-                self.w.collective(key, "reduce_scatter", share * group.size, share)
+                stream = SCATTER if self.c.dp_mode == "fsdp" else None
+                self.w.collective(key, "reduce_scatter", share * group.size, share, stream=stream)
 
     # ---- the end of a step ----
 

@@ -89,8 +89,11 @@ def clock_of(config: Config, host: int) -> Clock:
     return Clock(config.clock_offsets_ns.get(host, 0), drift_ppb, config.resolution_ns)
 
 
-def record(config: Config, place: Place, groups: dict[str, Group], host: Host, *, from_ns: int) -> RankTrace:
-    """Record one rank from the true time `from_ns` on; what starts before, on the host or the GPU, is lost."""
+def record(
+    config: Config, place: Place, groups: dict[str, Group], host: Host, *, window_ns: tuple[int, int]
+) -> RankTrace:
+    """Record one rank: what starts before `window_ns`, on the host or the GPU, or is launched after it, is lost."""
+    from_ns, until_ns = window_ns
     clock = clock_of(config, place.host)
     shows = clock.shows
     kept = [
@@ -98,11 +101,11 @@ def record(config: Config, place: Place, groups: dict[str, Group], host: Host, *
             r.thread, r.category, r.name, shows(r.start_ns), shows(r.end_ns), r.number, r.op, r.correlation, r.args
         )
         for r in host.ranges
-        if r.start_ns >= from_ns
+        if from_ns <= r.start_ns < until_ns
     ]
     seen = []
     for a in host.activities:
-        if a.start_ns < from_ns:
+        if a.start_ns < from_ns or a.call.start_ns >= until_ns:
             continue
         launched = a.call.start_ns >= from_ns
         seen.append(

@@ -59,6 +59,15 @@ class Run:
         }
 
 
+def _recorded(config: Config, worker: Worker) -> tuple[int, int]:
+    """Return the true time in which the rank's profiler recorded."""
+    steps = config.recorded_steps.get(worker.place.rank)
+    if steps is None:
+        return worker.records_from_ns, worker.host.now_ns + 1
+    starts = worker.step_starts
+    return starts[steps[0]], starts.get(steps[1] + 1, worker.host.now_ns + 1)
+
+
 def simulate(config: Config) -> Run:
     """Simulate a run. The same config gives the same run, to the ns."""
     groups, by_rank = layout.groups(config)
@@ -70,5 +79,5 @@ def simulate(config: Config) -> Run:
         Worker(config, machine, host, place, by_rank[place.rank]) for host, place in zip(hosts, places, strict=True)
     ]
     machine.run({w.place.rank: program.make(config, w, orders).run() for w in workers})
-    traces = [record.record(config, w.place, w.groups, w.host, from_ns=w.records_from_ns) for w in workers]
+    traces = [record.record(config, w.place, w.groups, w.host, window_ns=_recorded(config, w)) for w in workers]
     return Run(config, groups, traces)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import zlib
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from simulator.engine import UNKNOWN, Activity, Engine, Host, Range, Transfer
@@ -19,6 +20,7 @@ MAIN: Final = 0
 AUTOGRAD: Final = 1
 COMPUTE: Final = 7
 COPY: Final = 20
+SCATTER: Final = 32
 STREAMS: Final = {"tp": 24, "cp": 26, "dp": 28, "fsdp": 30, "ep": 34, "mp": 36, "pp": 38, "world": 60}
 BYTES: Final = {"bf16": 2, "fp16": 2, "fp32": 4}
 C10: Final = {"bf16": "c10::BFloat16", "fp16": "c10::Half", "fp32": "float"}
@@ -62,6 +64,7 @@ class Worker:
         self._counts: dict[tuple[str, str], int] = {}
         self.sequences: dict[str, int] = {}
         self.records_from_ns = 0
+        self.step_starts: dict[int, int] = {}
         self.dtype = config.dtype
         self.element = BYTES[config.dtype]
 
@@ -72,6 +75,11 @@ class Worker:
         self.tags = {**before, **tags}
         yield
         self.tags = before
+
+    def step_starts_now(self, step: int) -> None:
+        """Note that the host begins a step now."""
+        self.step = step
+        self.step_starts[step] = self.host.now_ns
 
     def recording_starts(self) -> None:
         """Note that the profiler records host events from now on."""
@@ -189,12 +197,24 @@ class Worker:
         return activity
 
     def stream_waits(self, stream: int, *others: Activity | None) -> None:
-        """Make all later work of `stream` wait for these activities (cudaEventRecord and cudaStreamWaitEvent)."""
-        real = [o for o in others if o is not None]
-        if real:
-            self.call("cudaEventRecord", self.config.launch_ns // 4)
-            self.call("cudaStreamWaitEvent", self.config.launch_ns // 4)
-            self.host.waits.setdefault(stream, []).extend(real)
+        """Make all later work of `stream` wait for these activities (cudaEventRecord and cudaStreamWaitEvent).
+
+        Communications have recorded their event at once; of other streams it must be the latest activity.
+        """
+        short = self.config.launch_ns // 4
+        for other in others:
+            if other is None:
+                continue
+            event = other.tags.get("end_event") or self.call("cudaEventRecord", short).correlation
+            sync = {
+                "cuda_sync_kind": "Stream Wait Event",
+                "wait_on_stream": other.stream,
+                "wait_on_cuda_event_record_corr_id": event,
+                "wait_on_cuda_event_id": event % 97,
+                "stream": stream,
+            }
+            self.call("cudaStreamWaitEvent", short, sync=sync)
+            self.host.waits.setdefault(stream, []).append(other)
 
     def last(self, stream: int) -> Activity | None:
         """Return the latest activity of a stream."""
@@ -202,7 +222,8 @@ class Worker:
 
     def synchronize(self, stream: int = COMPUTE) -> Iterator[Activity]:
         """Wait on the host for the work of a stream. To be used with `yield from`."""
-        call = self.call("cudaStreamSynchronize", self.config.launch_ns)
+        sync = {"cuda_sync_kind": "Stream Sync", "stream": stream}
+        call = self.call("cudaStreamSynchronize", self.config.launch_ns, sync=sync)
         last = self.last(stream)
         if last is not None:
             yield last
@@ -247,8 +268,9 @@ class Worker:
         *,
         stream: int | None = None,
         dtype: str | None = None,
+        after_compute: bool = True,
     ) -> Activity | None:
-        """Launch this rank's part of a collective on the group's stream, after all compute so far.
+        """Launch this rank's part of a collective on the group's stream, by default after all compute so far.
 
         `elements_in`, `elements_out`: what this rank puts in and gets out. Returns None for a group of one.
         """
@@ -267,15 +289,14 @@ class Worker:
         args = self.comm_args(group, collective, elements_in, elements_out, dtype=dtype, sequence=sequence)
         with (
             self.op(torch_op, [[[elements_in]], [], [], []]),
-            self.range("record_param_comms", "cpu_op", **(args | {"Rank": self.place.rank})),
+            self.range("record_param_comms", "cpu_op", **self._host_args(group, args)),
             self.range(nccl_op),
         ):
-            self.stream_waits(where, self.last(COMPUTE))
-            return self.launch(
+            if after_compute:
+                self.stream_waits(where, self.last(COMPUTE))
+            return self._communicate(
                 _KERNELS[op].format({"bf16": "bf16", "fp16": "f16", "fp32": "f32"}[dtype]),
-                0,
-                kind="comm",
-                stream=where,
+                where,
                 tags={
                     "role": group.role, "key": key, "group": group.name, "op": op, "sequence": sequence,
                     "bytes": max(elements_in, elements_out) * element,
@@ -283,6 +304,14 @@ class Worker:
                 args=args,
                 transfers=(transfer,),
             )  # fmt: skip
+
+    def _communicate(
+        self, name: str, stream: int, *, tags: dict[str, Any], args: dict[str, Any], transfers: tuple[Transfer, ...]
+    ) -> Activity:
+        """Launch a communication and record the event of its end."""
+        done = self.launch(name, 0, kind="comm", stream=stream, tags=tags, args=args, transfers=transfers)
+        done.tags["end_event"] = self.call("cudaEventRecord", self.config.launch_ns // 4).correlation
+        return done
 
     def comm_args(
         self, group: Group, collective: str, elements_in: int, elements_out: int, *, dtype: str, sequence: int
@@ -300,6 +329,16 @@ class Worker:
             "Process Group Description": group.desc,
             "Process Group Ranks": str(list(group.ranks)),
             "Seq": sequence,
+        }
+
+    def _host_args(self, group: Group, args: dict[str, Any]) -> dict[str, Any]:
+        """Return what torch writes on a communication's operator: the kernel's arguments and where the ranks lie."""
+        stride = group.ranks[1] - group.ranks[0] if group.size > 1 else 0
+        even = all(b - a == stride for a, b in pairwise(group.ranks))
+        return args | {
+            "Rank": self.place.rank,
+            "Global rank start": group.ranks[0],
+            "Global rank stride": stride if even else 0,
         }
 
     def exchange(
@@ -335,13 +374,11 @@ class Worker:
             )
         else:
             name = "nccl:coalesced"
-        with self.range("record_param_comms", "cpu_op", **(args | {"Rank": me})), self.range(name):
+        with self.range("record_param_comms", "cpu_op", **self._host_args(group, args)), self.range(name):
             self.stream_waits(stream, self.last(COMPUTE))
-            return self.launch(
+            return self._communicate(
                 _KERNELS["p2p"],
-                0,
-                kind="comm",
-                stream=stream,
+                stream,
                 tags={
                     "role": "pp", "key": "pp", "group": group.name, "bytes": elements * self.element,
                     "op": {"send": "send", "recv": "recv"}.get(collective, "send_recv"),
