@@ -204,7 +204,7 @@ def per_token(row: dict[str, Any], models: dict[str, Any], *, predicting: bool =
         return float(convention.partition("*")[0]) * float(shape.attention(tokens))
     if convention.startswith("72*"):  # selective recompute: one forward of attention more
         core = model_flops.flops_per_token(shape, tokens, "megatron_2021_eq3")
-        return core + shape.layers * 12 * shape.hidden * tokens
+        return float(core + shape.layers * 12 * shape.hidden * tokens)
     if convention.startswith("megatron_2026 with"):
         return model_flops.flops_per_token(shape, tokens, "megatron_2026") + 1.5 * shape.attention(tokens)
     return model_flops.flops_per_token(shape, tokens, convention, predicting=predicting)
