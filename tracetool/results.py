@@ -120,7 +120,7 @@ class Result:
     reason: str = ""
     """Why the status is not ok; for skipped also the exact profiler option to use next time."""
     headline: Sequence[Headline] = ()
-    metrics: Mapping[str, Value] = field(default_factory=dict)
+    metrics: Mapping[str, Value | tuple[int, ...]] = field(default_factory=dict)
     tables: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     findings: Sequence[Finding] = ()
     charts: Sequence[Chart] = ()

@@ -1,0 +1,297 @@
+"""Post-mortem of a job that hung: which ranks, why, in which operation, and how sure that is.
+
+Sources: flight-recorder dumps, lines of NCCL's and PyTorch's logs, NCCL RAS. An operation is *in flight* when a
+rank launched it and nothing proves it complete. For each rank, group and kind the oldest one in flight waits for
+every member that has not launched it; what the waiting ends in is the cause (tracetool/join/diagnose.py):
+
+* `never_launched`: waited for, with nothing of its own in flight: look at the process (CPU side).
+* `stuck_in_collective`: it still has in flight what its peers have completed: look at the GPU.
+* `mismatched_arguments`: one operation, called with different arguments; the minority is named.
+* `deadlock`: ranks that launched two groups' operations in opposite order.
+* `no_dump`: waited for, and nothing is known of it. `all_inside`: everybody launched it: look at the network.
+* `none`: nothing in flight, or only for less than a tenth of the timeout. `unknown`: cannot be told.
+
+A rank that waits is no culprit. `confidence` falls where dumps are missing or sides are equally large. The rules
+were proposed for incidents labelled by NVIDIA's resiliency extension and by Meta (see the documentation of
+`torchfrtrace`); operations are numbered from 1 in each group, sends and receives apart from collectives.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Final
+
+import polars as pl
+
+from tracetool.join import hangtables
+from tracetool.join.diagnose import Diagnosis, diagnose
+from tracetool.join.hangstate import State, by_order, gather, rank_text
+from tracetool.results import Finding, Headline, Result, Where, no_saving, skipped
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tracetool.registry import RankView, RunView
+    from tracetool.settings import Settings
+    from tracetool.tables import Tables
+
+TITLE = "Hang post-mortem"
+NEEDS = ("in_flight",)
+
+_OLDEST_KEPT: Final = 16
+_NEWEST_KEPT: Final = 8
+_P2P_KEPT: Final = 64
+_WIDTH: Final = 80
+_LINES: Final = 9
+_STACK_FRAMES: Final = 3
+_TABLE_ROWS: Final = 200
+
+_SAYS: Final = {
+    "never_launched": "never launched what the others wait for (CPU side)",
+    "stuck_in_collective": "launched it and never finished (GPU side)",
+    "mismatched_arguments": "called a collective with other arguments than its peers",
+    "deadlock": "launched two groups' operations in opposite order",
+    "no_dump": "is waited for and left no dump",
+}
+_NEXT: Final = {
+    "never_launched": "py-spy dump on {ranks}: data loader, GIL, checkpoint, exception?",
+    "stuck_in_collective": "dmesg, nvidia-smi -q at {ranks}: Xid, ECC, a kernel without end.",
+    "mismatched_arguments": "compare the code path of {ranks} with the peers'.",
+    "deadlock": "launch the groups' operations in one order on {ranks}.",
+    "no_dump": "log and exit code of {ranks}: out of memory, signal, lost node?",
+    "all_inside": "check links and NICs: NCCL_DEBUG=INFO, ibstat, nvidia-smi nvlink -e.",
+    "none": "if it did hang, dump while it hangs: TORCH_NCCL_DUMP_ON_TIMEOUT=1.",
+    "unknown": "dumps of all ranks: TORCH_FR_BUFFER_SIZE, TORCH_NCCL_DUMP_ON_TIMEOUT=1.",
+}
+
+_OPS: Final = (
+    "rank", "source", "record", "group", "seq", "p2p_seq", "is_p2p", "op", "name", "peer", "in_sizes", "out_sizes",
+    "in_elems", "out_elems", "bytes", "dtype", "in_flight", "created_unix_ns", "timeout_ns", "duration_ns", "stack",
+    "thread",
+)  # fmt: skip
+
+
+def per_rank(rank: RankView, facts: Tables, settings: Settings) -> Tables:  # noqa: ARG001 - the contract's signature
+    """Reduce one rank to what it has in flight, what it finished last and what its counters say."""
+    dumps = rank.table("dumps")
+    if dumps.is_empty():
+        return {}
+    dumps = _newest(dumps)
+    sources = dumps["source"].cast(pl.String).to_list()
+    text = pl.col(pl.Categorical).cast(pl.String)
+    records = rank.table("collectives", _OPS).with_columns(text).filter(pl.col("source").is_in(sources))
+    records = records.with_columns(
+        number=pl.when("is_p2p").then("p2p_seq").otherwise("seq"), in_flight=pl.col("in_flight").fill_null(False)
+    ).sort("record", maintain_order=True)
+    groups = rank.table("process_groups").select("rank", "group", "desc", "ranks").unique("group", keep="last")
+    status = rank.table("group_status").with_columns(text).filter(pl.col("source").is_in(sources))
+    return {
+        "hangs_ops": _kept(records),
+        "hangs_lanes": _lanes(records),
+        "hangs_status": _status(status, groups),
+        "hangs_groups": groups.with_columns(
+            ranks=pl.Series(
+                [rank_text(ranks) if ranks is not None else None for ranks in groups["ranks"].to_list()],
+                dtype=pl.String,
+            )
+        ).sort("group"),
+        "hangs_dumps": dumps.with_columns(text),
+    }
+
+
+def _newest(dumps: pl.DataFrame) -> pl.DataFrame:
+    """Keep the newest flight-recorder dump of a rank; without any, all logs that tell of it."""
+    recorders = dumps.filter(pl.col("kind") == "recorder")
+    if recorders.is_empty():
+        return dumps.sort(pl.col("source").cast(pl.String))
+    order = ["newest_unix_ns", "file_unix_ns", pl.col("source").cast(pl.String)]
+    return recorders.sort(order, nulls_last=False).tail(1)
+
+
+def _kept(records: pl.DataFrame) -> pl.DataFrame:
+    """Keep the oldest records in flight and the newest finished ones of each group and kind."""
+    lane = ["group", "is_p2p"]
+    place = pl.col("number").rank("dense").over([*lane, "in_flight"]).cast(pl.Int64) - 1
+    back = (-pl.col("number")).rank("dense").over([*lane, "in_flight"]).cast(pl.Int64) - 1
+    numbered = records.with_columns(place=place, _back=back, _nth=pl.int_range(pl.len()).over([*lane, "in_flight"]))
+    flying = pl.col("in_flight") & (pl.col("place") < _OLDEST_KEPT) & (pl.col("_nth") < _P2P_KEPT)
+    finished = ~pl.col("in_flight") & (pl.col("_back") < _NEWEST_KEPT) & (pl.col("place") >= 0)
+    last = pl.col("record") == pl.col("record").max()
+    return numbered.filter((flying | finished | last).fill_null(False)).drop("_back", "_nth", "seq", "p2p_seq")
+
+
+def _lanes(records: pl.DataFrame) -> pl.DataFrame:
+    """Return how far the rank has come in each group, collectives apart from sends and receives."""
+    flying = pl.col("in_flight")
+    return (
+        records.drop_nulls("number")
+        .group_by("rank", "group", "is_p2p")
+        .agg(
+            pl.col("number").filter(flying).min().alias("oldest"),
+            pl.col("record")
+            .filter(flying & (pl.col("number") == pl.col("number").filter(flying).min()))
+            .min()
+            .alias("order"),
+            pl.col("number").max().alias("newest"),
+            pl.col("number").filter(~flying).max().alias("done"),
+            (pl.col("is_p2p").any() | (pl.col("p2p_seq").fill_null(0) > 0).any()).alias("mixes"),
+            flying.sum().cast(pl.Int64).alias("flights"),
+        )
+        .sort("group", "is_p2p")
+    )
+
+
+def _status(status: pl.DataFrame, groups: pl.DataFrame) -> pl.DataFrame:
+    """Return the rank's counters with the group they belong to, told by its records or by the order of creation."""
+    known = dict(status.drop_nulls("group").select("local_id", "group").iter_rows())
+    ordered = by_order(status["local_id"].drop_nulls().to_list(), groups["group"].to_list()) if status.height else None
+    agrees = all(ordered.get(local) == name for local, name in known.items()) if ordered and known else None
+    by_place = [ordered.get(local) if ordered and local else None for local in status["local_id"].to_list()]
+    told = status["group"].to_list()
+    descriptions = dict(groups.select("group", "desc").iter_rows())
+    names = [a or b for a, b in zip(told, by_place, strict=True)]
+    return status.with_columns(
+        group=pl.Series(names, dtype=pl.String),
+        basis=pl.Series(
+            ["records" if a else "order" if b else None for a, b in zip(told, by_place, strict=True)], dtype=pl.String
+        ),
+        desc=pl.Series([descriptions.get(name) for name in names], dtype=pl.String),
+        order_agrees=pl.lit(agrees, dtype=pl.Boolean),
+    ).sort("local_id", "group", "source")
+
+
+# ---- reduce ----
+
+
+def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
+    """Diagnose the run and tell it: verdict, waiting, in flight, coverage."""
+    if "hangs_dumps" not in parts or parts["hangs_dumps"].is_empty():
+        return skipped("no rank left a flight-recorder dump or NCCL log.")
+    own = {name.removeprefix("hangs_"): table for name, table in parts.items()}
+    incomplete = frozenset(run.sources.filter(~pl.col("complete"))["path"].to_list())
+    state = gather(own, incomplete, settings.world_size or run.world_size)
+    written = dict(own["dumps"].select("rank", "file_unix_ns").drop_nulls().iter_rows())
+    verdict = diagnose(state, written)
+    hosts = dict(run.ranks.select("rank", "host").drop_nulls().iter_rows())
+    tables = {
+        "culprits": hangtables.culprits(state, verdict, hosts, _TABLE_ROWS),
+        "waiting": hangtables.waiting(state, verdict, _TABLE_ROWS),
+        "in_flight": hangtables.in_flight(state, written, _TABLE_ROWS),
+        "coverage": hangtables.coverage(state, own["dumps"], incomplete),
+    }
+    operation = hangtables.call(state, verdict.operation) if verdict.operation else {}
+    lines = _verdict(state, verdict, tables, operation, hosts)
+    return Result(
+        headline=[Headline("hang", lines[0], "text", 0, f"confidence {verdict.confidence}")],
+        metrics={
+            "culprits": verdict.culprits,
+            "cause": verdict.cause,
+            "confidence": verdict.confidence,
+            "group": _text(operation.get("group")),
+            "op": _text(operation.get("op")),
+            "seq": verdict.operation[2] if verdict.operation else None,
+            "ranks_waiting": len({edge.waiter for edge in verdict.edges}),
+            "ranks_expected": len(state.world),
+            "dumps_missing": len(set(state.world) - state.known),
+        },
+        tables={"verdict": pl.DataFrame({"line": lines}, schema={"line": pl.String}), **tables},
+        findings=_findings(verdict, lines),
+        notes=verdict.why,
+    )
+
+
+# ---- words ----
+
+
+def _verdict(
+    state: State,
+    verdict: Diagnosis,
+    tables: Mapping[str, pl.DataFrame],
+    operation: Mapping[str, object],
+    hosts: Mapping[int, str],
+) -> list[str]:
+    """Return the verdict: at most nine lines of 80 columns, the culprits and the cause first."""
+    lines = [
+        _who(verdict, hosts),
+        f"Cause: {verdict.cause}, confidence {verdict.confidence}.",
+        f"Why: {verdict.why[0]}",
+    ]
+    if operation:
+        group = " ".join(str(operation[key]) for key in ("group", "group_desc") if operation[key])
+        sizes = " ".join(str(operation[key]) for key in ("in_sizes", "dtype") if operation[key])
+        lines.append(f"Operation: {operation['op']} seq {operation['seq']} {sizes}".rstrip())
+        lines.append(f"  of group {group}, ranks {operation['group_ranks']}")
+    for row in tables["waiting"].head(1).iter_rows(named=True):
+        verb = "waits" if row["count"] == 1 else "wait"
+        lines.append(f"{row['ranks']} {verb} for {row['waits_for']} ({row['op']} seq {row['seq']})")
+    stacks = tables["waiting"].drop_nulls("stack")
+    if stacks.height:
+        lines.append(f"Waiting in {_short_stack(stacks['stack'][0])}")
+    lines.append(_covered(state, tables["coverage"]))
+    lines.append("Next: " + _NEXT[verdict.cause].format(ranks=_ranks(verdict.culprits)))
+    return [textwrap.shorten(line, _WIDTH, placeholder=" …") if len(line) > _WIDTH else line for line in lines][:_LINES]
+
+
+def _who(verdict: Diagnosis, hosts: Mapping[int, str]) -> str:
+    if verdict.cause == "none":
+        return "No hang was found."
+    if verdict.cause == "all_inside":
+        return "No rank is to blame: every member is inside the same operation."
+    if not verdict.culprits:
+        return "It cannot be told which rank is to blame."
+    places = sorted({hosts[rank] for rank in verdict.culprits if rank in hosts})
+    where = f" on {', '.join(places[:3])}{', …' if len(places) > 3 else ''}" if places else ""  # noqa: PLR2004 - as shown
+    says = _SAYS[verdict.cause]
+    if len(verdict.culprits) > 1:
+        says = says.replace("is waited for and left", "are waited for and left").replace(" its peers", " their peers")
+    sentence = f"{_ranks(verdict.culprits)}{where} {says}."
+    return sentence[0].upper() + sentence[1:]
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {rank_text(ranks)}"
+
+
+def _short_stack(stack: str) -> str:
+    """Return the innermost frames outside torch, as `function file:line < …`."""
+    frames = [line.split(" ", 1) for line in stack.split("\n") if " " in line]
+    own = [frame for frame in frames if "/torch/" not in frame[1]] or frames
+    return " < ".join(f"{function} {place.rpartition('/')[2]}" for function, place in own[:_STACK_FRAMES])
+
+
+def _covered(state: State, coverage: pl.DataFrame) -> str:
+    """Return what the verdict rests on: how many dumps of how many ranks, and what they lack."""
+    read = coverage.filter(pl.col("state") == "read")
+    versions = sorted({version for version in read["version"].to_list() if version})
+    libraries = sorted({library for library in read["library"].to_list() if library})
+    text = f"Coverage: {len(state.known)} of {len(state.world)} ranks told"
+    missing = sorted(set(state.world) - state.known)
+    text += f", none from {rank_text(missing)}" if missing else ""
+    text += f", format {'/'.join(versions)}" if versions else ""
+    text += f", library {'/'.join(libraries)}" if libraries else ""
+    text += ", only active records" if bool(read["only_active"].fill_null(False).any()) else ""
+    return text + "."
+
+
+def _findings(verdict: Diagnosis, lines: Sequence[str]) -> list[Finding]:
+    if verdict.cause == "none":
+        return []
+    return [
+        Finding(
+            id=f"hangs.{verdict.cause}",
+            analysis="hangs",
+            severity="critical" if verdict.culprits else "warning",
+            title=lines[0],
+            detail=" ".join(verdict.why),
+            advice=_NEXT[verdict.cause].format(ranks=_ranks(verdict.culprits)),
+            confidence=verdict.confidence,
+            confidence_why=verdict.why[-1],
+            saving=no_saving(),
+            evidence=(("waiting", (0,)),) if verdict.edges else (("in_flight", (0,)),),
+            where=Where(ranks=verdict.culprits),
+        )
+    ]
+
+
+def _text(value: object) -> str | None:
+    return str(value) if value is not None else None

@@ -1,0 +1,46 @@
+"""Labelled incidents and gloo scenarios: culprits and class exact."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hang_harness import diagnose, read
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+INCIDENTS = [
+    ("flight_recorder/gpu_error_2nd", (9, 14), "stuck_in_collective", ("72", "all_to_all", 44788)),
+    ("flight_recorder/lock_gil_1st", (9, 14), "never_launched", ("72", "all_to_all", 45265)),
+    *(
+        (f"flight_recorder_gloo/{scenario}{suffix}", culprits, cause, operation)
+        for suffix in ("", "_json")
+        for scenario, culprits, cause, operation in [
+            ("missing_rank", (3,), "never_launched", ("0", "all_reduce", 5)),
+            ("size_mismatch", (1,), "no_dump", ("0", "all_reduce", 5)),
+            ("type_mismatch", (2,), "mismatched_arguments", ("0", "all_reduce", 5)),
+            ("ok", (), "none", (None, None, None)),
+            ("straggler", (), "none", (None, None, None)),
+            ("subgroups_p2p", (), "none", (None, None, None)),
+            ("wrap", (), "none", (None, None, None)),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("folder", "culprits", "cause", "operation"), INCIDENTS, ids=[i[0] for i in INCIDENTS])
+def test_incident(
+    shared: Path,
+    folder: str,
+    culprits: tuple[int, ...],
+    cause: str,
+    operation: tuple[str | None, str | None, int | None],
+) -> None:
+    result = diagnose(read(shared / "nccl" / folder))
+    metrics = result.metrics
+    assert (metrics["culprits"], metrics["cause"]) == (culprits, cause)
+    assert (metrics["group"], metrics["op"], metrics["seq"]) == operation
+    lines = result.tables["verdict"]["line"].to_list()
+    assert len(lines) < 10
+    assert max(map(len, lines)) <= 80

@@ -1,0 +1,420 @@
+"""Why a job stands still: culprits, class and how sure that is, from what its ranks say of themselves.
+
+1. Members that called one operation with different arguments: the mismatch is the cause.
+2. Else the wait-for graph. For each rank, group and kind (collective, or send and receive) the oldest operation
+   in flight waits for every member that has not launched it, or still has an earlier one of the group in flight; a
+   send or receive waits for its peer until that has posted the other side. A rank whose earlier operation its
+   peers have completed is stuck in that one, and what it launched later proves nothing.
+3. What the graph ends in is the cause. One rank with nothing of its own in flight: it never launched. One rank in
+   an operation that others have completed: it is stuck inside. A rank without a dump: unknown, unless that is all
+   there is. Several ranks that wait for each other: a deadlock; of those that launched two groups' operations, the
+   ones in the rarer order. Ranks that are all inside the same operation: nobody is to blame, look at the network.
+4. A launch that came half a timeout after the others' is a rank that did not come in time.
+
+An operation in flight for less than a tenth of its timeout is no hang.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+import polars as pl
+
+from tracetool.join.hangstate import rank_text
+from tracetool.join.mismatch import mismatches
+from tracetool.join.waitfor import PROVEN, Edge, collective_edges, minority, terminals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from tracetool.join.hangstate import Operation, State
+    from tracetool.join.mismatch import Mismatch
+    from tracetool.join.waitfor import Why
+    from tracetool.results import Confidence
+
+Cause = Literal[
+    "never_launched", "stuck_in_collective", "mismatched_arguments", "deadlock", "no_dump", "all_inside", "none",
+    "unknown",
+]  # fmt: skip
+_ONE_SIDED: Final = frozenset({"broadcast", "reduce", "gather", "scatter"})
+"""Operations that some members may complete while others still wait."""
+_YOUNG: Final = 0.1
+_LATE: Final = 0.5
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The verdict and what it rests on."""
+
+    cause: Cause
+    culprits: tuple[int, ...]
+    confidence: Confidence
+    why: tuple[str, ...]
+    """Reasons for the confidence, a sentence each."""
+    operation: Operation | None
+    """The operation that most ranks wait in for the culprits; for a stuck rank the one it is stuck in."""
+    edges: tuple[Edge, ...]
+    mismatch: Mismatch | None = None
+
+
+def diagnose(state: State, file_unix_ns: Mapping[int, int]) -> Diagnosis:
+    """Find the cause; `file_unix_ns` is when each rank's dump was written."""
+    stuck = _stuck(state)
+    edges = _prune(_edges(state), stuck, state)
+    missing = tuple(sorted(set(state.world) - state.known))
+    if not _anything_in_flight(state):
+        rest = (f"{len(missing)} of {len(state.world)} ranks left none.",) if missing else ()
+        nothing = ("No operation is in flight on any rank that left a dump.", *rest)
+        return Diagnosis("none", (), "medium" if missing else "high", nothing, None, ())
+    age = _oldest_age(state, file_unix_ns)
+    young = age is not None and age < _YOUNG
+    found = mismatches(state)
+    if found:
+        return _mismatched(found[0], edges)
+    if young and not any(edge.why == "no_dump" for edge in edges):
+        share = f"{100 * (age or 0):.1f} %" if age else "0 %"
+        reason = f"The oldest operation in flight had waited {share} of its timeout when it was dumped."
+        return Diagnosis("none", (), "medium" if missing else "high", (reason,), None, edges)
+    verdict = _from_graph(state, edges, stuck, missing)
+    if young and verdict.cause != "none":
+        why = (*verdict.why, "The operations in flight are far younger than their timeout.")
+        return Diagnosis(verdict.cause, verdict.culprits, "low", why, verdict.operation, verdict.edges)
+    return verdict
+
+
+# ---- the graph ----
+
+
+def _edges(state: State) -> tuple[Edge, ...]:
+    """Return every edge: of collectives, of sends and receives, and of operations queued behind others."""
+    members = {number: group.ranks for number, group in enumerate(state.groups)}
+    edges = collective_edges(state.lanes, members, state.known)
+    flying = _flying_p2p(state)
+    edges += _p2p_edges(state, flying)
+    return tuple(edges + _queue_edges(state, flying))
+
+
+@dataclass(frozen=True)
+class _Half:
+    """One side of a send or receive in flight."""
+
+    rank: int
+    group: int
+    number: int
+    op: str
+    peer: int
+    record: int
+
+    def key(self) -> tuple[int, int, str, int]:
+        """Return what the other side's `mirror` equals."""
+        return self.rank, self.group, self.op, self.peer
+
+    def mirror(self) -> tuple[int, int, str, int]:
+        """Return the key of the other side."""
+        return self.peer, self.group, "recv" if self.op == "send" else "send", self.rank
+
+
+def _flying_p2p(state: State) -> list[_Half]:
+    rows = state.ops.filter("in_flight", "is_p2p", pl.col("group_id").is_not_null(), pl.col("peer").is_not_null())
+    found = []
+    for rank, group, number, op, peer, record in rows.select(
+        "rank", "group_id", "number", "op", "peer", "record"
+    ).iter_rows():
+        ranks = state.groups[group].ranks
+        if op in {"send", "recv"} and number is not None and peer < len(ranks) and rank in ranks:
+            found.append(_Half(rank, group, number, op, ranks[peer], record))
+    return found
+
+
+def _p2p_edges(state: State, flying: Sequence[_Half]) -> list[Edge]:
+    """Return the edges of each rank's oldest sends and receives whose other side nobody has posted."""
+    posted = {half.key() for half in flying}
+    edges = []
+    for half in flying:
+        lane = state.p2p.get(half.group, {}).get(half.rank)
+        if lane and half.number == lane.oldest and half.mirror() not in posted:
+            why: Why = "unmatched" if half.peer in state.known else "no_dump"
+            edges.append(Edge(half.rank, half.peer, half.group, True, half.number, why))
+    return edges
+
+
+def _queue_edges(state: State, flying: Sequence[_Half]) -> list[Edge]:
+    """Return edges from each rank's first operation in flight to ranks that launched it behind another of theirs."""
+    rows = state.ops.filter("in_flight", pl.col("group_id").is_not_null(), pl.col("number").is_not_null())
+    first: dict[int, tuple[int, Operation]] = {}
+    places: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
+    for rank, record, group, is_p2p, number in rows.select(
+        "rank", "record", "group_id", "is_p2p", "number"
+    ).iter_rows():
+        first.setdefault(rank, (record, (group, is_p2p, number)))
+        if not is_p2p:
+            places[group, number].setdefault(rank, record)
+    edges = []
+    for waiter, (_, operation) in first.items():
+        group, is_p2p, number = operation
+        if not is_p2p:
+            for target, place in places[group, number].items():
+                if first[target][0] < place and target != waiter:
+                    edges.append(Edge(waiter, target, group, False, number, "queued"))
+    posted = {half.key(): half for half in flying}
+    for half in flying:
+        other = posted.get(half.mirror())
+        if other and first[half.rank][1] == (half.group, True, half.number):
+            record, operation = first[half.peer]
+            if operation != (other.group, True, other.number) and record < other.record:
+                edges.append(Edge(half.rank, half.peer, half.group, True, half.number, "queued"))
+    return edges
+
+
+def _stuck(state: State) -> dict[int, tuple[Operation, ...]]:
+    """Return, per rank, the operations it has in flight that peers have completed, in its order of launches."""
+    ops = {
+        (group, number): op
+        for group, number, op in state.ops.filter(~pl.col("is_p2p"), pl.col("group_id").is_not_null())
+        .select("group_id", "number", "op")
+        .unique()
+        .sort("group_id", "number", "op")
+        .iter_rows()
+    }
+    found: dict[int, list[tuple[int, Operation]]] = defaultdict(list)
+    for group, by_rank in state.lanes.items():
+        for rank, lane in by_rank.items():
+            if lane.oldest is None:
+                continue
+            passed = sum(other.passed(lane.oldest) for q, other in by_rank.items() if q != rank)
+            needed = len(state.groups[group].ranks) - 1 if ops.get((group, lane.oldest)) in _ONE_SIDED else 1
+            if passed >= max(needed, 1):
+                found[rank].append((lane.order, (group, False, lane.oldest)))
+    return {rank: tuple(operation for _, operation in sorted(lanes)) for rank, lanes in found.items()}
+
+
+def _prune(edges: Iterable[Edge], stuck: Mapping[int, tuple[Operation, ...]], state: State) -> tuple[Edge, ...]:
+    """Drop what a stuck rank launched after the operation it is stuck in: that waits for itself first."""
+    kept = []
+    for edge in edges:
+        operations = stuck.get(edge.waiter)
+        if operations:
+            if edge.why == "queued":
+                continue
+            limit = state.lanes[operations[0][0]][edge.waiter].order
+            lane = (state.p2p if edge.is_p2p else state.lanes)[edge.group][edge.waiter]
+            if lane.order > limit:
+                continue
+        kept.append(edge)
+    return tuple(kept)
+
+
+# ---- the verdict ----
+
+
+def _anything_in_flight(state: State) -> bool:
+    return any(
+        lane.oldest is not None for side in (state.lanes, state.p2p) for by in side.values() for lane in by.values()
+    )
+
+
+def _oldest_age(state: State, file_unix_ns: Mapping[int, int]) -> float | None:
+    """Return the largest age of an operation in flight, in its timeouts; None when an age cannot be told."""
+    rows = state.ops.filter("in_flight").select("rank", "created_unix_ns", "timeout_ns")
+    if rows.is_empty() or rows["timeout_ns"].null_count():
+        return None
+    written = rows["rank"].replace_strict(dict(file_unix_ns), default=None, return_dtype=pl.Int64)
+    ages = rows.with_columns(age=written - pl.col("created_unix_ns"))
+    if ages["age"].null_count() or bool((ages["age"] < 0).any()):
+        return None
+    return float(ages.select((pl.col("age") / pl.col("timeout_ns")).max()).item())
+
+
+def _mismatched(found: Mismatch, edges: tuple[Edge, ...]) -> Diagnosis:
+    sides = "; ".join(f"{rank_text(ranks)}: {called}" for called, ranks in found.sides[:3])
+    why = [f"Called at the same number: {sides}."]
+    confidence: Confidence = "high" if found.clear else "medium"
+    if found.tie:
+        confidence = "low"
+        why.append("The sides are equally large: which of them is wrong cannot be told.")
+    operation = (found.group, False, found.number)
+    return Diagnosis("mismatched_arguments", found.culprits, confidence, tuple(why), operation, edges, found)
+
+
+def _from_graph(
+    state: State, edges: tuple[Edge, ...], stuck: Mapping[int, tuple[Operation, ...]], missing: tuple[int, ...]
+) -> Diagnosis:
+    """Read the cause off what the graph ends in."""
+    ends = terminals(edges)
+    single = [part[0] for part in ends if len(part) == 1]
+    waiting = {edge.waiter for edge in edges}
+    inside = sorted({rank for rank in single if rank in stuck} | (stuck.keys() - waiting))
+    proven = {edge.target for edge in edges if edge.why in PROVEN}
+    away = [r for r in single if r in state.known and r not in stuck and not _flying(state, r)]
+    away = [rank for rank in away if rank in proven or rank in state.idle]
+    gone = [rank for rank in single if rank in missing]
+    if gone and not any(_left_behind(state, edges, stuck, rank) for rank in inside):
+        inside = []  # dumps are snapshots: a peer's may just have been written a moment later
+    if inside or away:
+        return _blame(state, sorted({*inside, *away}), edges, stuck=stuck, missing=missing)
+    if cycles := [part for part in ends if len(part) > 1]:
+        return _deadlock(state, max(cycles, key=len), edges)
+    silent = [rank for rank in single if rank in state.known and rank not in stuck and not _flying(state, rank)]
+    if gone or silent:
+        return _unproven(state, gone or silent, edges, dumped=not gone)
+    return _all_inside(state, edges, missing)
+
+
+def _flying(state: State, rank: int) -> bool:
+    return any(
+        lane is not None and lane.oldest is not None
+        for side in (state.lanes, state.p2p)
+        for lane in (by.get(rank) for by in side.values())
+    )
+
+
+def _left_behind(state: State, edges: Iterable[Edge], stuck: Mapping[int, tuple[Operation, ...]], rank: int) -> bool:
+    """Say whether peers provably went on after the operation that `rank` is stuck in."""
+    group, _, number = stuck[rank][0]
+    waited = any(edge.target == rank and edge.why == "behind" for edge in edges)
+    return waited or any((lane.newest or 0) > number for q, lane in state.lanes[group].items() if q != rank)
+
+
+def _blame(
+    state: State,
+    culprits: Sequence[int],
+    edges: tuple[Edge, ...],
+    *,
+    stuck: Mapping[int, tuple[Operation, ...]],
+    missing: Sequence[int],
+) -> Diagnosis:
+    """Name ranks, and say how sure that is. One that is stuck inside makes the whole cause the GPUs' side."""
+    cause: Cause = "stuck_in_collective" if any(rank in stuck for rank in culprits) else "never_launched"
+    to_them = [edge for edge in edges if edge.target in culprits]
+    waiters = {edge.waiter for edge in to_them}
+    operation = _main_operation(to_them, state)
+    if cause == "stuck_in_collective":
+        own = [Edge(rank, rank, *operation, "behind") for rank in culprits for operation in stuck.get(rank, ())]
+        operation = _main_operation(own, state)
+        why = [f"{_many(culprits, 'still has', 'still have')} in flight what others have completed."]
+    else:
+        idle = "it has nothing of its own" if len(culprits) == 1 else "they have nothing of their own"
+        why = [f"{_many(sorted(waiters), 'waits', 'wait')} for {rank_text(culprits)}; {idle} in flight."]
+    confidence: Confidence = "high"
+    unsure = [
+        rank for rank in culprits if not any(e.target == rank and e.why in PROVEN for e in edges) and rank not in stuck
+    ]
+    asked = {edge.target for edge in edges if edge.why == "no_dump"}
+    if unsure:
+        confidence = "medium"
+        why.append(f"That {rank_text(unsure)} did not launch it follows from its counters, not from records.")
+    if asked:
+        confidence = "medium"
+        why.append(f"Ranks {rank_text(asked)} are waited for too and left no dump: unknown.")
+    if len(culprits) * 2 > len(state.world):
+        confidence = "low"
+        why.append("More than half of the ranks look like this.")
+    if missing and not asked:
+        why.append(f"{len(missing)} dumps are missing, of ranks nobody waits for.")
+    return Diagnosis(cause, tuple(culprits), confidence, tuple(why), operation, edges)
+
+
+def _unproven(state: State, ranks: Sequence[int], edges: tuple[Edge, ...], *, dumped: bool) -> Diagnosis:
+    """Name ranks of which nothing is known, if they are few and all that the others wait for."""
+    to_them = [edge for edge in edges if edge.target in ranks]
+    waiters = {edge.waiter for edge in to_them}
+    operation = _main_operation(to_them, state)
+    few = len(ranks) <= max(1, len(state.world) // 4) and len(waiters) >= len(ranks)
+    cause: Cause = "never_launched" if dumped else "no_dump"
+    told = "left a log that does not say more" if dumped else "left no dump"
+    if not few:
+        why = (f"{_many(sorted(waiters), 'waits', 'wait')} for {len(ranks)} ranks that {told}: too many to name.",)
+        return Diagnosis("unknown", (), "low", why, operation, edges)
+    everyone = len(ranks) == 1 and len(waiters) > 1
+    why = (f"{_many(sorted(waiters), 'waits', 'wait')} for {rank_text(ranks)}, which {told}.",)
+    return Diagnosis(cause, tuple(ranks), "medium" if everyone else "low", why, operation, edges)
+
+
+def _deadlock(state: State, cycle: Sequence[int], edges: tuple[Edge, ...]) -> Diagnosis:
+    """Find, in a cycle, the ranks that launched two groups' operations in the rarer order."""
+    within = [edge for edge in edges if edge.waiter in cycle and edge.target in cycle]
+    operation = _main_operation(within, state)
+    heads: dict[str, list[int]] = defaultdict(list)
+    groups: dict[int, set[int]] = {}
+    for rank in cycle:
+        own = [edge for edge in within if edge.waiter == rank]
+        head = min(own, key=lambda e: (_order(state, e), e.group, e.is_p2p, e.number))
+        heads[f"{head.group} {head.is_p2p} {head.number}"].append(rank)
+        groups.setdefault(head.group, set(state.groups[head.group].ranks))
+    why = [f"Ranks {rank_text(cycle)} wait for each other in a circle."]
+    if len(heads) == 2 and len(groups) == 2:  # noqa: PLR2004 - one order and its reverse
+        both = set.intersection(*groups.values())
+        sides = {head: [rank for rank in ranks if rank in both] for head, ranks in heads.items()}
+        if all(sides.values()):
+            culprits, tie = minority(sides)
+            why.append("Two groups' operations were launched in opposite order.")
+            if tie:
+                why.append("As many did it one way as the other: which order is wrong cannot be told.")
+            return Diagnosis("deadlock", tuple(culprits), "low" if tie else "medium", tuple(why), operation, edges)
+    return Diagnosis("deadlock", tuple(cycle), "low", tuple(why), operation, edges)
+
+
+def _order(state: State, edge: Edge) -> int:
+    return (state.p2p if edge.is_p2p else state.lanes)[edge.group][edge.waiter].order
+
+
+def _all_inside(state: State, edges: tuple[Edge, ...], missing: Sequence[int]) -> Diagnosis:
+    """Say that all members have launched what does not end, unless some came late or a missing dump leaves it open."""
+    late = _latecomers(state)
+    if late:
+        ranks, operation, seconds = late
+        why = (f"They launched it {seconds:.0f} s after the others, as their clocks tell.",)
+        return Diagnosis("never_launched", ranks, "medium", why, operation, edges)
+    counts: Counter[Operation] = Counter()
+    for group, by_rank in state.lanes.items():
+        counts.update((group, False, lane.oldest) for lane in by_rank.values() if lane.oldest is not None)
+    for group, by_rank in state.p2p.items():
+        counts.update((group, True, lane.oldest) for lane in by_rank.values() if lane.oldest is not None)
+    operation = min(counts, key=lambda op: (-counts[op], op))
+    members = state.groups[operation[0]].ranks
+    if set(members) - state.known:
+        why = (f"Of the {len(members)} ranks of the group, {len(set(members) - state.known)} left no dump.",)
+        return Diagnosis("unknown", (), "low", why, operation, edges)
+    why = ("Every member has launched it and none has completed it: the network, or all GPUs, stand still.",)
+    return Diagnosis("all_inside", (), "low" if missing else "medium", why, operation, edges)
+
+
+def _latecomers(state: State) -> tuple[tuple[int, ...], Operation, float] | None:
+    """Return the few ranks that launched the operation they are all in half a timeout after the first."""
+    rows = state.ops.filter(
+        "in_flight", ~pl.col("is_p2p"), pl.col("place") == 0, pl.col("group_id").is_not_null()
+    ).drop_nulls(["created_unix_ns", "timeout_ns"])
+    found = (
+        rows.with_columns(lag=pl.col("created_unix_ns") - pl.col("created_unix_ns").min().over("group_id", "number"))
+        .filter(pl.col("lag") > _LATE * pl.col("timeout_ns"))
+        .group_by("group_id", "number")
+        .agg(pl.col("rank").sort(), pl.col("lag").min(), pl.col("created_unix_ns").min().alias("created"))
+        .sort("created", "group_id", "number")
+    )
+    for group, number, ranks, lag, _ in found.iter_rows():
+        inside = rows.filter(pl.col("group_id") == group, pl.col("number") == number).height
+        if len(ranks) * 2 < inside or (inside == 2 and len(ranks) == 1):  # noqa: PLR2004 - a pair
+            return tuple(ranks), (group, False, number), lag / 1e9
+    return None
+
+
+def _main_operation(edges: Sequence[Edge], state: State) -> Operation | None:
+    """Return the operation that most ranks wait in, the first launched of equals."""
+    counts = Counter((edge.group, edge.is_p2p, edge.number) for edge in edges)
+    if not counts:
+        return None
+    created = {
+        (group, is_p2p, number): at
+        for group, is_p2p, number, at in state.ops.filter(pl.col("group_id").is_not_null())
+        .group_by("group_id", "is_p2p", "number")
+        .agg(pl.col("created_unix_ns").min())
+        .iter_rows()
+    }
+    return min(counts, key=lambda op: (-counts[op], created.get(op) or 0, op))
+
+
+def _many(ranks: Sequence[int], one: str, several: str) -> str:
+    """Return `Rank 3 waits` or `Ranks 0-2 wait`."""
+    return f"Rank {ranks[0]} {one}" if len(ranks) == 1 else f"Ranks {rank_text(ranks)} {several}"
