@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from simulator import BUCKETS, Config, SlowLink, Stall, samples, simulate
 from simulator.record import BASE_UNIX_NS
 from simulator.schedule import zb1p
-from simulator.truth import measure
+from simulator.timeline import measure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -436,3 +436,96 @@ def test_synchronisations_are_written_on_demand(tmp_path: Path) -> None:
     assert waits
     assert all(e["args"]["wait_on_cuda_event_record_corr_id"] in records for e in waits)
     assert any(e["name"] == "Stream Sync" for e in events if e.get("cat") == "cuda_sync")
+
+
+@pytest.mark.parametrize(("stages", "microbatches"), [(2, 4), (4, 8)])
+@pytest.mark.parametrize("schedule", ["zbv", "dualpipev"])
+def test_v_shaped_schedules_run_every_slot_once(stages: int, microbatches: int, schedule: str) -> None:
+    config = BARE.replace(
+        pp=stages,
+        microbatches=microbatches,
+        chunks=2,
+        placement="vee",
+        schedule=schedule,
+        pp_annotations="torch",
+        steps=1,
+    )
+    run = simulate(config)
+    kinds = ("F", "B", "W") if schedule == "zbv" else ("F", "B")
+    wanted = {(k, i, c) for k in kinds for i in range(microbatches) for c in (0, 1)}
+    found = run.truth().slots
+    for rank in range(stages):
+        mine = [(s.kind, s.microbatch, s.chunk) for s in found if s.rank == rank]
+        assert len(mine) == len(wanted)
+        assert set(mine) == wanted
+    names = [r.name for t in run.traces for r in t.ranges if r.name.startswith("PP:")]
+    assert any(name.endswith("OVERLAP_F_B") for name in names) == (schedule == "dualpipev")
+    one_f_one_b = BARE.replace(pp=stages, microbatches=microbatches, layers=2, steps=1)
+    assert share(run) < share(simulate(one_f_one_b))
+
+
+def test_custom_all_reduces_run_on_the_compute_stream_without_arguments(tmp_path: Path) -> None:
+    run = simulate(Config(pp=1, custom_all_reduce=True))
+    events = load(run.write_kineto(tmp_path, ranks=[0])[0])["traceEvents"]
+    custom = [e for e in events if e.get("cat") == "kernel" and "cross_device_reduce" in e["name"]]
+    assert custom
+    assert all(e["tid"] == 7 and "Collective name" not in e["args"] for e in custom)
+    assert_sums(run, joined=True)
+
+
+def test_the_sweep_agrees_with_looking_at_every_stretch_by_itself() -> None:
+    run = simulate(Config(jitter=0.1, seed=3, op_ns=20_000, latency_ns=1_000, latency_jitter_ns=8_000))
+    truth = run.truth(joined=True)
+    trace = run.traces[4]
+    window = truth.windows[4][0]
+    bubbles = truth.bubbles(4)
+    acts = [(a.start_ns, truth.wait_end(a) if a.kind == "comm" else a.start_ns, a.end_ns, a) for a in trace.activities]
+    edges = {window.start_ns, window.end_ns, *(t for b in bubbles for t in b)}
+    edges |= {t for s, w, e, a in acts for t in (s, w, e, a.launch_end_ns or s)}
+    inside = sorted(t for t in edges if window.start_ns <= t <= window.end_ns)
+    sums = dict.fromkeys(BUCKETS, 0)
+    for begin, end in pairwise(inside):
+        running = [x for x in acts if x[0] <= begin < x[2]]
+        kinds = {x[3].kind for x in running}
+        comms = [x for x in running if x[3].kind == "comm"]
+        if "compute" in kinds:
+            found = "compute"
+        elif any(begin >= w for _, w, _, _ in comms):
+            found = "exposed_comm"
+        elif comms:
+            found = "pipeline_bubble" if any(x[3].tags["role"] == "pp" for x in comms) else "sync_wait"
+        elif running:
+            found = "memcpy"
+        elif any(b <= begin < e for b, e in bubbles):
+            found = "pipeline_bubble"
+        else:
+            dry = max(e for _, _, e, _ in acts if e <= begin)
+            following = min((x for x in acts if x[0] >= end), key=lambda x: (x[0], x[0] - x[2]))[3]
+            called, returned = following.launch_start_ns, following.launch_end_ns
+            assert called is not None
+            assert returned is not None
+            late = called > dry and begin < returned
+            found = "host_bound" if late else "idle"
+        sums[found] += end - begin
+    row = next(r for r in truth.budget() if r["rank"] == 4)
+    assert sums == {b: row[f"{b}_ns"] for b in BUCKETS}
+    assert min(sums.values()) > 0
+
+
+def test_clock_truth_aligns_every_end() -> None:
+    config = Config(gpus_per_node=2, clock_offsets_ns={0: 500, 2: -1_900_000}, clock_drifts_ppm={0: 3.0, 2: -17.0})
+    run = simulate(config)
+    t0 = run.traces[5].activities[0].start_ns
+    offset, drift = run.clock(5, t0)
+    for a in run.traces[5].activities:
+        aligned = a.end_ns + offset + drift * 1e-6 * (a.end_ns - t0)
+        assert abs(aligned - run.reference_ns(a.source.end_ns)) <= 3
+
+
+def test_instances_hold_every_member_and_its_transfer() -> None:
+    run = simulate(Config(comm_jitter=0.2))
+    rows = run.truth(joined=True).instances()
+    assert {r["role"] for r in rows} == {"tp", "dp", "pp", "other"}
+    for row in rows:
+        assert len(row["ranks"]) == row["size"]
+        assert row["transfer_ns"] == row["nominal_ns"] > 0

@@ -10,8 +10,9 @@ It imports nothing of tracetool, so that a test that compares the two compares t
 definitions.
 """
 
+from simulator.budget import BUCKETS
 from simulator.config import Config, Slot, SlowLink, Stall
 from simulator.run import Run, simulate
-from simulator.truth import BUCKETS, Truth
+from simulator.truth import Truth
 
 __all__ = ["BUCKETS", "Config", "Run", "Slot", "SlowLink", "Stall", "Truth", "simulate"]

@@ -69,8 +69,11 @@ class Config:
     microbatches: int = 4
     chunks: int = 1
     """Virtual stages a rank (interleaving)."""
+    placement: Literal["loop", "vee"] = "loop"
+    """loop: chunk c of stage s is virtual stage c pp + s; vee: odd chunks run from the last stage back (two chunks)."""
     schedule: str | tuple[tuple[Slot, ...], ...] = "1f1b"
-    """1f1b, gpipe, interleaved_1f1b, zb1p; or the slots of every stage themselves."""
+    """1f1b, gpipe, interleaved_1f1b, zb1p, zbv, dualpipev (the last two want chunks=2, placement="vee"); or the slots
+    of every stage themselves. dualpipev runs a forward and a backward in one range where both are ready."""
     p2p: Literal["async", "batched"] = "async"
     """async: nothing waits for a send; batched: a send and a receive with one neighbour share a kernel, and later work
     waits for both."""
@@ -131,6 +134,8 @@ class Config:
     """Largest delay of one member's end behind the instance's end, drawn uniformly."""
     grad_norm: bool = True
     """All-reduce of the gradient norm over the stages before the optimizer (pp > 1)."""
+    custom_all_reduce: bool = False
+    """Tensor-parallel all-reduces are custom kernels on the compute stream, without any arguments recorded."""
     bucket_layers: int = 1
     """Layers whose gradients share a bucket (ddp, zero1)."""
     grad_overlap: bool = True

@@ -69,6 +69,31 @@ def rank_of(config: Config, stage: int, dp: int, cp: int, tp: int) -> int:
     return ((stage * config.dp + dp) * config.cp + cp) * config.tp + tp
 
 
+def virtual_stage(config: Config, stage: int, chunk: int) -> int:
+    """Return the place in the model of a stage's chunk. Placement "vee" runs odd chunks from the last stage back."""
+    if config.placement == "vee" and chunk % 2:
+        stage = config.pp - 1 - stage
+    return chunk * config.pp + stage
+
+
+def owner(config: Config, virtual: int) -> tuple[int, int]:
+    """Return (stage, chunk) of a virtual stage; the inverse of `virtual_stage`."""
+    chunk, stage = divmod(virtual, config.pp)
+    return (config.pp - 1 - stage if config.placement == "vee" and chunk % 2 else stage), chunk
+
+
+def source_of(config: Config, kind: str, virtual: int) -> int | None:
+    """Return the virtual stage whose slot makes the input of slot `kind` at `virtual`; None: nothing comes in."""
+    source = {"F": virtual - 1, "B": virtual + 1}.get(kind, -1)
+    return source if 0 <= source < config.pp * config.chunks else None
+
+
+def target_of(config: Config, kind: str, virtual: int) -> int | None:
+    """Return the virtual stage that takes the output of slot `kind` at `virtual`; None: nothing goes out."""
+    target = {"F": virtual + 1, "B": virtual - 1}.get(kind, -1)
+    return target if 0 <= target < config.pp * config.chunks else None
+
+
 def places(config: Config) -> list[Place]:
     """Return every rank's place, in rank order."""
     n = config.gpus_per_node

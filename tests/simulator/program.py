@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import ExitStack, nullcontext
+from typing import TYPE_CHECKING, Final
 
 from simulator.layers import ADD, Layers, Sizes
-from simulator.worker import AUTOGRAD, COMPUTE, COPY, MAIN, SCATTER, STREAMS, Worker
+from simulator.layout import owner, rank_of, source_of, target_of, virtual_stage
+from simulator.worker import AUTOGRAD, COMPUTE, COPY, MAIN, P2P, SCATTER, STREAMS, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from simulator.config import Config, Slot
     from simulator.engine import Activity
+    from simulator.worker import Message
 
 ADAM: Final = (
     "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<at::native::(anonymous namespace)::"
@@ -31,14 +33,14 @@ NORM_REDUCE: Final = (
 class Program:
     """The training loop of one rank. `run` is a generator that yields the activities its host waits for."""
 
-    def __init__(self, worker: Worker, order: tuple[Slot, ...]) -> None:
+    def __init__(self, worker: Worker, pieces: tuple[tuple[Slot, ...], ...]) -> None:
         self.w = worker
         self.c = worker.config
-        self.order = order
+        self.pieces = pieces
         self.layers = Layers(worker)
         self._bucket = 0
         self._gathered: list[Activity] = []
-        self._split = any(kind == "W" for kind, _, _ in order)
+        self._split = any(slot[0] == "W" for piece in pieces for slot in piece)
         self._lengths = random.Random(f"{self.c.seed} length {worker.place.dp}")  # noqa: S311 - a simulation
         self._sizes: dict[int, Sizes] = {}
 
@@ -77,9 +79,12 @@ class Program:
             w.stream_waits(COMPUTE, *self._gathered)
             self._gathered = []
         self._bucket = 0
-        for at, slot in enumerate(self.order):
-            before = self.order[at - 1] if at else None
-            self._pipelined(slot, before, self.order[at + 1] if at + 1 < len(self.order) else None)
+        for at, slots in enumerate(self.pieces):
+            for slot in slots:
+                self._receive(slot, self.pieces[at - 1][-1] if at else None)
+            self._work(slots)
+            for slot in slots:
+                self._send(slot, self.pieces[at + 1][0] if at + 1 < len(self.pieces) else None)
             if at == 0:
                 yield from self._stalled("sync")
         self._gradients_left()
@@ -153,85 +158,82 @@ class Program:
     # ---- one slot ----
 
     def _virtual(self, chunk: int) -> int:
-        return chunk * self.c.pp + self.w.place.stage
+        return virtual_stage(self.c, self.w.place.stage, chunk)
 
-    def _message(self, kind: str, i: int, virtual: int) -> tuple[Any, ...]:
-        """Return the name of what stage `virtual` must have before its slot (kind, i) can start."""
-        return (self.w.step, kind, i, virtual, *self._replica())
-
-    def _replica(self) -> tuple[int, int, int]:
+    def _messages(self, slot: Slot | None, *, incoming: bool) -> list[Message]:
+        """Return what a slot needs from, or makes for, another rank: one message or none."""
+        if slot is None:
+            return []
+        kind, i, chunk = slot
+        here = self._virtual(chunk)
+        there = (source_of if incoming else target_of)(self.c, kind, here)
+        if there is None:
+            return []
         place = self.w.place
-        return place.dp, place.cp, place.tp
-
-    def _peer(self, virtual: int) -> int:
-        c, place = self.c, self.w.place
-        return ((virtual % c.pp * c.dp + place.dp) * c.cp + place.cp) * c.tp + place.tp
-
-    def _inputs(self, slot: Slot | None) -> list[tuple[int, tuple[Any, ...]]]:
-        if slot is None or slot[0] == "W":
+        peer = rank_of(self.c, owner(self.c, there)[0], place.dp, place.cp, place.tp)
+        if peer == place.rank:
             return []
-        kind, i, chunk = slot
-        here = self._virtual(chunk)
-        source = here - 1 if kind == "F" else here + 1
-        if not 0 <= source < self.c.pp * self.c.chunks or self._peer(source) == self.w.place.rank:
-            return []
-        return [(self._peer(source), self._message(kind, i, here))]
+        name = (self.w.step, kind, i, here if incoming else there, place.dp, place.cp, place.tp)
+        return [(peer, name, self._sizes[i].tokens * self.c.hidden)]
 
-    def _outputs(self, slot: Slot | None) -> list[tuple[int, tuple[Any, ...]]]:
-        if slot is None or slot[0] == "W":
-            return []
-        kind, i, chunk = slot
-        here = self._virtual(chunk)
-        target = here + 1 if kind == "F" else here - 1
-        if not 0 <= target < self.c.pp * self.c.chunks or self._peer(target) == self.w.place.rank:
-            return []
-        return [(self._peer(target), self._message(kind, i, target))]
-
-    def _pipelined(self, slot: Slot, before: Slot | None, after: Slot | None) -> None:
-        """Receive the slot's input, run it, send its output."""
-        w, c = self.w, self.c
-        size = self._sizes[slot[1]].tokens * c.hidden
-        receives, sends = self._inputs(slot), self._outputs(slot)
+    def _receive(self, slot: Slot, before: Slot | None) -> None:
+        """Make compute wait for the slot's input."""
+        w = self.w
         with w.tagged(phase="other"):
-            if c.p2p == "async":
-                for peer, message in receives:
-                    w.stream_waits(
-                        COMPUTE, w.exchange(self._stream(peer, slot[0], "recv"), size, [], [(peer, message)])
-                    )
-            elif before is None or not self._shares_kernel(before, slot):
-                for pair in receives:
-                    w.stream_waits(COMPUTE, w.exchange(40, size, [], [pair]))
-        self._work(slot)
+            for message in self._messages(slot, incoming=True):
+                if self.c.p2p == "async":
+                    done = w.exchange(self._stream(message[0], slot[0], "recv"), [], [message])
+                elif before is None or not self._shares_kernel(before, slot):
+                    done = w.exchange(P2P, [], [message])
+                else:
+                    continue
+                w.stream_waits(COMPUTE, done)
+
+    def _send(self, slot: Slot, after: Slot | None) -> None:
+        """Send the slot's output; batched, together with the receive of the next slot's input."""
+        w = self.w
+        sends = self._messages(slot, incoming=False)
         with w.tagged(phase="other"):
-            if c.p2p == "async":
-                for peer, message in sends:
-                    w.exchange(self._stream(peer, slot[0], "send"), size, [(peer, message)], [])
+            if self.c.p2p == "async":
+                for message in sends:
+                    w.exchange(self._stream(message[0], slot[0], "send"), [message], [])
             elif sends:
-                shared = self._inputs(after) if after and self._shares_kernel(slot, after) else []
-                w.stream_waits(COMPUTE, w.exchange(40, size, sends, shared))
+                shared = self._messages(after, incoming=True) if after and self._shares_kernel(slot, after) else []
+                w.stream_waits(COMPUTE, w.exchange(P2P, sends, shared))
 
     def _shares_kernel(self, slot: Slot, after: Slot) -> bool:
         """Tell whether the send of `slot` and the receive of `after` go to one neighbour, and so into one kernel."""
-        sends, receives = self._outputs(slot), self._inputs(after)
+        sends, receives = self._messages(slot, incoming=False), self._messages(after, incoming=True)
         return slot[0] != after[0] and bool(sends) and bool(receives) and sends[0][0] == receives[0][0]
 
     def _stream(self, peer: int, kind: str, way: str) -> int:
         later = peer > self.w.place.rank
-        return 40 + 2 * (4 * later + 2 * (kind == "B") + (way == "recv"))
+        return P2P + 2 * (4 * later + 2 * (kind == "B") + (way == "recv"))
 
-    def _work(self, slot: Slot) -> None:
+    def _annotation(self, slots: Sequence[Slot]) -> str | None:
+        """Return the name of the range around one slot or two overlapped ones, as torch pipelining has it."""
+        letters = {"F": "F", "B": "I" if self._split else "B", "W": "W"}
+        if self.c.pp_annotations == "gpipe":
+            return f"{'Forward' if slots[0][0] == 'F' else 'Backward'} {slots[0][1]}"
+        if self.c.pp_annotations == "none":
+            return None
+        names = [f"{self._virtual(chunk)}{letters[kind]}{i}" for kind, i, chunk in slots]
+        return f"PP:{names[0]}" if len(names) == 1 else f"PP:({';'.join(names)})OVERLAP_F_B"
+
+    def _work(self, slots: Sequence[Slot]) -> None:
+        """Run one slot, or two in one range."""
+        name = self._annotation(slots)
+        with self.w.range(name) if name else nullcontext():
+            for slot in slots:
+                self._run_slot(slot)
+
+    def _run_slot(self, slot: Slot) -> None:
         w, c = self.w, self.c
         kind, i, chunk = slot
         s = self._sizes[i]
         virtual = self._virtual(chunk)
         first, last = virtual == 0, virtual == c.pp * c.chunks - 1
-        with ExitStack() as stack:
-            stack.enter_context(w.tagged(phase="forward" if kind == "F" else "backward", slot=(kind, i, chunk)))
-            if c.pp_annotations == "torch":
-                letter = {"F": "F", "B": "I" if self._split else "B", "W": "W"}[kind]
-                stack.enter_context(w.range(f"PP:{virtual}{letter}{i}"))
-            elif c.pp_annotations == "gpipe":
-                stack.enter_context(w.range(f"{'Forward' if kind == 'F' else 'Backward'} {i}"))
+        with w.tagged(phase="forward" if kind == "F" else "backward", slot=(kind, i, chunk)):
             if kind == "F":
                 if first and c.embedding:
                     self.layers.embed(s)
@@ -332,8 +334,8 @@ class Program:
                 self._gathered = [] if gathered is None else [gathered]
 
 
-def make(config: Config, worker: Worker, orders: tuple[tuple[Slot, ...], ...]) -> Program:
+def make(config: Config, worker: Worker, plan: tuple[tuple[tuple[Slot, ...], ...], ...]) -> Program:
     """Return the program of the worker's stage."""
     if config.ep > 1 and config.dp % config.ep:
         raise ValueError(f"ep {config.ep} does not divide dp {config.dp}")
-    return Program(worker, orders[worker.place.stage])
+    return Program(worker, plan[worker.place.stage])

@@ -41,22 +41,43 @@ class Run:
 
     @property
     def step_ns(self) -> dict[int, int]:
-        """True time of every recorded step: from the first host's start of it to the first host's start of the next.
+        """True time of every step over all ranks: from its first kernel's start to the next step's first kernel's.
 
-        The last step ends when the last GPU activity launched in it ends, on any rank.
+        The last step ends with the last activity of any rank.
         """
-        ends: dict[int, int] = {}
         starts: dict[int, int] = {}
-        for trace in self.traces:
-            for a in trace.activities:
-                k = a.tags["run_step"]
-                if k is not None and k >= self.config.first_step and a.kind != "memcpy":
-                    starts[k] = min(starts.get(k, a.source.start_ns), a.source.start_ns)
-                    ends[k] = max(ends.get(k, 0), a.source.end_ns)
+        end = 0
+        for a in (a for trace in self.traces for a in trace.activities):
+            step = a.tags["run_step"]
+            end = max(end, a.source.end_ns)
+            if step is not None and step >= self.config.first_step and a.kind in ("compute", "comm"):
+                starts[step] = min(starts.get(step, a.source.start_ns), a.source.start_ns)
         order = sorted(starts)
-        return {
-            k: (starts[n] if n in starts else ends[k]) - starts[k] for k, n in zip(order, [*order[1:], -1], strict=True)
-        }
+        edges = [*(starts[k] for k in order), end]
+        return {k: edges[n + 1] - edges[n] for n, k in enumerate(order)}
+
+    @property
+    def elapsed_ns(self) -> int:
+        """True time from the start of the run to the end of the last recorded activity: what a change really saves."""
+        return max(a.source.end_ns for trace in self.traces for a in trace.activities)
+
+    def clock(self, rank: int, t0_ns: int) -> tuple[float, float]:
+        """Return (offset_ns, drift_ppm) that bring a rank's clock onto that of rank 0's host; t0_ns: drift's origin.
+
+        aligned = t + offset_ns + drift_ppm 1e-6 (t - t0_ns), t in the rank's clock.
+        """
+        mine, reference = self._clock(rank), self._clock(0)
+        true_ns = (t0_ns - record.START_NS - mine.offset_ns) / (1 + mine.drift_ppb * 1e-9)
+        shown = record.START_NS + reference.offset_ns + true_ns * (1 + reference.drift_ppb * 1e-9)
+        drift = (1 + reference.drift_ppb * 1e-9) / (1 + mine.drift_ppb * 1e-9) - 1
+        return shown - t0_ns, drift * 1e6
+
+    def reference_ns(self, true_ns: int) -> int:
+        """Return what the clock of rank 0's host shows at a true time."""
+        return self._clock(0).shows(true_ns)
+
+    def _clock(self, rank: int) -> record.Clock:
+        return record.clock_of(self.config, rank // self.config.gpus_per_node)
 
 
 def _recorded(config: Config, worker: Worker) -> tuple[int, int]:
@@ -74,10 +95,10 @@ def simulate(config: Config) -> Run:
     places = layout.places(config)
     hosts = [engine.Host(place.rank) for place in places]
     machine = engine.Engine(hosts)
-    orders = schedule.orders(config)
+    plan = schedule.plan(config)
     workers = [
         Worker(config, machine, host, place, by_rank[place.rank]) for host, place in zip(hosts, places, strict=True)
     ]
-    machine.run({w.place.rank: program.make(config, w, orders).run() for w in workers})
+    machine.run({w.place.rank: program.make(config, w, plan).run() for w in workers})
     traces = [record.record(config, w.place, w.groups, w.host, window_ns=_recorded(config, w)) for w in workers]
     return Run(config, groups, traces)

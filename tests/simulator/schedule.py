@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from simulator.layout import source_of, virtual_stage
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from simulator.config import Config, Slot
+
+    Piece = tuple[Slot, ...]
 
 
 def gpipe(microbatches: int, chunks: int = 1) -> tuple[Slot, ...]:
@@ -69,17 +75,78 @@ def zb1p(stages: int, stage: int, microbatches: int) -> tuple[Slot, ...]:
     return tuple(order)
 
 
-def orders(config: Config) -> tuple[tuple[Slot, ...], ...]:
-    """Return the slots of every stage in their order. Raises ValueError for a name that is not known."""
+def greedy_vee(config: Config, *, split: bool, pairs: bool) -> tuple[tuple[Piece, ...], ...]:
+    """Two chunks a stage in a V: the order that takes, at unit times, the oldest ready backward, else a forward.
+
+    With `split` weight gradients fill what is left (the idea of ZBV, arXiv 2401.10241); with `pairs` a forward and a
+    backward that are ready together make one piece (the idea of DualPipeV). Activations in flight: at most 2 pp chunks.
+    """
     p, m = config.pp, config.microbatches
+    done: dict[tuple[str, int, int], int] = {}
+    free = [0] * p
+    pieces: list[list[Piece]] = [[] for _ in range(p)]
+    waiting = [[(kind, i, c) for kind in ("B", "F") for i in range(m) for c in (1, 0)] for _ in range(p)]
+    weights: list[list[Slot]] = [[] for _ in range(p)]
+    flying = [0] * p
+
+    def ready(slot: Slot, stage: int, now: int) -> bool:
+        kind, i, chunk = slot
+        virtual = virtual_stage(config, stage, chunk)
+        if kind == "B" and done.get(("F", i, virtual), now + 1) > now:
+            return False
+        source = source_of(config, kind, virtual)
+        return source is None or done.get((kind, i, source), now + 1) <= now
+
+    now = 0
+    while any(waiting) or any(weights):
+        for stage in range(p):
+            if free[stage] > now:
+                continue
+            able = [slot for slot in waiting[stage] if ready(slot, stage, now)]
+            backward = next((slot for slot in able if slot[0] == "B"), None)
+            forward = next((slot for slot in able if slot[0] == "F"), None) if flying[stage] < 2 * p else None
+            chosen = [forward, backward] if pairs and forward and backward else [backward or forward]
+            piece = tuple(slot for slot in chosen if slot)
+            if not piece and weights[stage]:
+                piece = (weights[stage].pop(0),)
+                flying[stage] -= 1
+            for slot in piece:
+                free[stage] = max(free[stage], now) + (1 if split or slot[0] == "F" else 2)
+                done[slot[0], slot[1], virtual_stage(config, stage, slot[2])] = now + sum(
+                    1 if split or s[0] == "F" else 2 for s in piece
+                )
+                if slot in waiting[stage]:
+                    waiting[stage].remove(slot)
+                if slot[0] == "F":
+                    flying[stage] += 1
+                if slot[0] == "B":
+                    weights[stage] += [("W", slot[1], slot[2])] if split else []
+                    flying[stage] -= 0 if split else 1
+            if piece:
+                pieces[stage].append(piece)
+        now += 1
+    return tuple(tuple(mine) for mine in pieces)
+
+
+def plan(config: Config) -> tuple[tuple[Piece, ...], ...]:
+    """Return every stage's pieces in order. Raises ValueError for a name that is not known."""
+    p, m = config.pp, config.microbatches
+    if config.schedule == "zbv":
+        return greedy_vee(config, split=True, pairs=False)
+    if config.schedule == "dualpipev":
+        return greedy_vee(config, split=False, pairs=True)
+    known: dict[str, Callable[[int], tuple[Slot, ...]]] = {
+        "gpipe": lambda _: gpipe(m, config.chunks),
+        "1f1b": lambda s: one_f_one_b(p, s, m),
+        "interleaved_1f1b": lambda s: interleaved(p, s, m, config.chunks),
+        "zb1p": lambda s: zb1p(p, s, m),
+    }
     if not isinstance(config.schedule, str):
-        return config.schedule
-    if config.schedule == "gpipe":
-        return tuple(gpipe(m, config.chunks) for _ in range(p))
-    if config.schedule == "1f1b":
-        return tuple(one_f_one_b(p, s, m) for s in range(p))
-    if config.schedule == "interleaved_1f1b":
-        return tuple(interleaved(p, s, m, config.chunks) for s in range(p))
-    if config.schedule == "zb1p":
-        return tuple(zb1p(p, s, m) for s in range(p))
-    raise ValueError(f"no schedule {config.schedule!r}: gpipe, 1f1b, interleaved_1f1b, zb1p, or the slots themselves")
+        orders = config.schedule
+    elif config.schedule in known:
+        orders = tuple(known[config.schedule](s) for s in range(p))
+    else:
+        raise ValueError(
+            f"no schedule {config.schedule!r}: {', '.join(known)}, zbv, dualpipev, or the slots themselves"
+        )
+    return tuple(tuple((slot,) for slot in order) for order in orders)

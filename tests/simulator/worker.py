@@ -21,6 +21,9 @@ AUTOGRAD: Final = 1
 COMPUTE: Final = 7
 COPY: Final = 20
 SCATTER: Final = 32
+P2P: Final = 40
+Message = tuple[int, tuple[Any, ...], int]
+"""(peer rank, what it is, elements) of a send or receive."""
 STREAMS: Final = {"tp": 24, "cp": 26, "dp": 28, "fsdp": 30, "ep": 34, "mp": 36, "pp": 38, "world": 60}
 BYTES: Final = {"bf16": 2, "fp16": 2, "fp32": 4}
 C10: Final = {"bf16": "c10::BFloat16", "fp16": "c10::Half", "fp32": "float"}
@@ -32,6 +35,10 @@ _KERNELS: Final = {
     "all_to_all": "ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)",
     "p2p": "ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)",
 }
+_CUSTOM: Final = (
+    "void vllm::cross_device_reduce_1stage<__nv_bfloat16, 2>(vllm::RankData*, vllm::RankSignals, vllm::Signal*, "
+    "__nv_bfloat16*, int, int)"
+)
 _OPS: Final = {
     "all_reduce": ("c10d::allreduce_", "nccl:all_reduce", "allreduce"),
     "reduce_scatter": ("c10d::_reduce_scatter_base_", "nccl:_reduce_scatter_base", "_reduce_scatter_base"),
@@ -286,6 +293,13 @@ class Worker:
         transfer = self._transfer((group.name, sequence), group, traffic, n, symmetric=True)
         where = STREAMS[key] if stream is None else stream
         torch_op, nccl_op, collective = _OPS[op]
+        tags = {
+            "role": group.role, "key": key, "group": group.name, "op": op, "sequence": sequence,
+            "bytes": max(elements_in, elements_out) * element,
+        }  # fmt: skip
+        if key == "tp" and op == "all_reduce" and self.config.custom_all_reduce:
+            with self.op("_C_custom_ar::all_reduce", [[elements_in]]):
+                return self.launch(_CUSTOM, 0, kind="comm", tags=tags, transfers=(transfer,))
         args = self.comm_args(group, collective, elements_in, elements_out, dtype=dtype, sequence=sequence)
         with (
             self.op(torch_op, [[[elements_in]], [], [], []]),
@@ -297,13 +311,10 @@ class Worker:
             return self._communicate(
                 _KERNELS[op].format({"bf16": "bf16", "fp16": "f16", "fp32": "f32"}[dtype]),
                 where,
-                tags={
-                    "role": group.role, "key": key, "group": group.name, "op": op, "sequence": sequence,
-                    "bytes": max(elements_in, elements_out) * element,
-                },
+                tags=tags,
                 args=args,
                 transfers=(transfer,),
-            )  # fmt: skip
+            )
 
     def _communicate(
         self, name: str, stream: int, *, tags: dict[str, Any], args: dict[str, Any], transfers: tuple[Transfer, ...]
@@ -344,26 +355,26 @@ class Worker:
     def exchange(
         self,
         stream: int,
-        elements: int,
-        sends: Sequence[tuple[int, tuple[Any, ...]]],
-        receives: Sequence[tuple[int, tuple[Any, ...]]],
+        sends: Sequence[Message],
+        receives: Sequence[Message],
     ) -> Activity:
-        """Launch one SendRecv kernel: `sends` and `receives` are (peer rank, message) pairs."""
+        """Launch one SendRecv kernel."""
         group = self.groups["pp"]
         me = self.place.rank
-        pairs = [(me, peer, message) for peer, message in sends] + [(peer, me, message) for peer, message in receives]
+        pairs = [(me, peer, name) for peer, name, _ in sends] + [(peer, me, name) for peer, name, _ in receives]
+        sizes = [elements for *_, elements in [*sends, *receives]]
         transfers = tuple(
             self._transfer(
                 ("p2p", *pair), self._pair(group, pair[0], pair[1]), elements * self.element, 2, symmetric=False
             )
-            for pair in pairs
+            for pair, elements in zip(pairs, sizes, strict=True)
         )
         single = len(pairs) == 1 and self.config.p2p == "async"
         collective = ("send" if sends else "recv") if single else "coalesced"
         args: dict[str, Any] = {}
         if single:
             self.sequences["p2p"] = sequence = self.sequences.get("p2p", 0) + 1
-            args = self.comm_args(group, collective, elements, elements, dtype=self.dtype, sequence=sequence)
+            args = self.comm_args(group, collective, sizes[0], sizes[0], dtype=self.dtype, sequence=sequence)
             if self.config.p2p_peers:
                 args |= {"Src Rank": pairs[0][0], "Dst Rank": pairs[0][1]}
             index = group.ranks.index
@@ -380,9 +391,9 @@ class Worker:
                 _KERNELS["p2p"],
                 stream,
                 tags={
-                    "role": "pp", "key": "pp", "group": group.name, "bytes": elements * self.element,
+                    "role": "pp", "key": "pp", "group": group.name, "bytes": max(sizes) * self.element,
                     "op": {"send": "send", "recv": "recv"}.get(collective, "send_recv"),
-                    "received": [message for _, message in receives], "sent": [message for _, message in sends],
+                    "received": [name for _, name, _ in receives], "sent": [name for _, name, _ in sends],
                 },
                 args=args,
                 transfers=transfers,
