@@ -1,0 +1,265 @@
+"""Which kernels the GPU spends its time in, by name, kind and phase.
+
+A row is one (name, kind, phase) over all ranks: count, total_ns = Σ durations, share = total_ns ÷ Σ durations of all
+GPU activity, mean, min, max, and p50 and p99 over its single calls, linearly interpolated between the two nearest and
+rounded to ns. Kernels at the same time count twice in sums, so total_ns may exceed the step; `budget` counts time once.
+All activity of the trace counts; with `--steps` that which starts inside the chosen steps. Phase is the part of
+training that launched it (null: its launch is not in the file).
+
+count, total_ns, mean_ns, min_ns and max_ns are exact. p50 and p99 come from each rank's histogram of durations, never
+from means of ranks. A rank hands over at most 20 000 (row, duration) pairs; one with more keeps only the leading
+binary digits of durations, 12 at first and then fewer until they fit; quantile_error_share says how far off p50 and
+p99 may be then (0: exact).
+
+short_name is the name without return type, namespaces, template and call arguments, with the functor that tells
+element-wise kernels apart; name is what the tracer wrote.
+
+Source: statistics from single durations, where HolisticTraceAnalysis 0.5.0 (get_gpu_kernel_breakdown) shows
+mean = min = max for kernels beyond its number of names.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+import polars as pl
+
+from tracetool import intervals
+from tracetool.figures import milliseconds, percent, severity, share
+from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value
+
+if TYPE_CHECKING:
+    from tracetool.registry import RankView, RunView
+    from tracetool.settings import Settings
+    from tracetool.tables import Tables
+
+TITLE: Final = "Kernels"
+NEEDS: Final = ("gpu",)
+
+MAX_PAIRS: Final = 20_000
+"""(row, duration) pairs a rank may hand over before durations are rounded."""
+MAX_ROWS: Final = 500
+SHORT_NAME_LENGTH: Final = 64
+_KEYS: Final = ("name", "kind", "phase")
+_FULL_PRECISION: Final = r"(?i)(^|_)sgemm(_|$)"
+_ELEMENTWISE: Final = r"(?i)elementwise|_functor|Functor<|CatArray|fill_kernel|copy_kernel"
+_TEXTS: Final = {
+    "full_precision": (
+        _FULL_PRECISION,
+        "Matrix multiplications run in full fp32, without tensor cores",
+        "Train in bf16 (torch.autocast), or allow TF32: torch.set_float32_matmul_precision('high').",
+        "the kernel names say sgemm; tensor cores at least halve their time on devices that have them",
+        (0.10, 0.40),
+    ),
+    "elementwise": (
+        _ELEMENTWISE,
+        "Element-wise kernels read and write memory one operation at a time",
+        "Fuse them with torch.compile, or use fused optimizers and norms.",
+        "judged by name; fusing pairs halves their traffic, longer chains save more",
+        (0.50, 0.80),
+    ),
+}
+
+
+def per_rank(rank: RankView, _facts: Tables, settings: Settings) -> Tables:
+    """Return `keys` (exact sums by name, kind, phase), `durations` (their histogram) and `savings` by step."""
+    gpu = rank.table("gpu", ["name", "kind", "phase", "start_ns", "dur_ns"])
+    windows = rank.table("steps", ["rank", "step", "start_ns", "end_ns", "basis"]).sort("start_ns", "end_ns")
+    windows = windows.filter(pl.col("basis") != "cpu")
+    if settings.steps is not None:
+        gpu = _starting_inside(gpu, windows)
+    keys = (
+        gpu.group_by(_KEYS)
+        .agg(
+            count=pl.len().cast(pl.Int64),
+            total_ns=pl.col("dur_ns").sum(),
+            min_ns=pl.col("dur_ns").min(),
+            max_ns=pl.col("dur_ns").max(),
+        )
+        .sort(pl.col("name").cast(pl.String), "kind", "phase")
+        .with_row_index("key")
+        .with_columns(rank=pl.lit(rank.rank, pl.Int32))
+    )
+    numbered = gpu.join(keys.select("key", *_KEYS), on=list(_KEYS), nulls_equal=True).select("key", "dur_ns")
+    durations, bits = histogram(numbered, MAX_PAIRS)
+    return {
+        "keys": keys.with_columns(pl.lit(bits, pl.Int32).alias("bits")),
+        "durations": durations.with_columns(rank=pl.lit(rank.rank, pl.Int32)),
+        "savings": pl.concat([_saving(windows, gpu, cause, text[0]) for cause, text in _TEXTS.items()]),
+    }
+
+
+def _starting_inside(gpu: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
+    """Keep the activities that start inside a window."""
+    at = gpu.select("start_ns", (pl.col("start_ns") + 1).alias("end_ns"))
+    return gpu.filter(intervals.covered(at, windows) > 0)
+
+
+def histogram(durations: pl.DataFrame, limit: int) -> tuple[pl.DataFrame, int]:
+    """Count the durations of each key in at most `limit` pairs.
+
+    Returns (key, dur_ns, count) sorted by (key, dur_ns), and the number of leading binary digits that were kept, 0
+    when durations are exact. A rounded duration stands in the middle of the range it stands for.
+    """
+    for bits in (0, 12, 10, 8, 6, 4):
+        found = durations
+        if bits:
+            # a double holds integers below 2^53 exactly, so frexp by logarithm may only be off by one digit
+            digits = (pl.col("dur_ns").clip(1).log(2).floor().cast(pl.Int64) + 1 - bits).clip(0)
+            width = pl.lit(2, pl.Int64).pow(digits).cast(pl.Int64)
+            found = durations.with_columns(dur_ns=pl.col("dur_ns") // width * width + (width - 1) // 2)
+        counted = found.group_by("key", "dur_ns").agg(count=pl.len().cast(pl.Int64)).sort("key", "dur_ns")
+        if counted.height <= limit:
+            return counted, bits
+    return counted, bits
+
+
+def _saving(windows: pl.DataFrame, gpu: pl.DataFrame, cause: str, pattern: str) -> pl.DataFrame:
+    """Return half of the time, by step, in which compute kernels run whose names fit the pattern."""
+    fits = gpu.filter((pl.col("kind") == "compute") & pl.col("name").cast(pl.String).str.contains(pattern))
+    busy = intervals.union(intervals.spans(fits))
+    first = intervals.cover(windows, [busy]).filter(pl.col("layer") == 0)
+    first = first.group_by("window").agg(at_ns=pl.col("start_ns").min())
+    return (
+        windows.with_row_index("window")
+        .with_columns(ns=intervals.covered(windows, busy) // 2, window_ns=pl.col("end_ns") - pl.col("start_ns"))
+        .join(first, on="window", how="left", maintain_order="left")
+        .select("rank", "step", "at_ns", "ns", "window_ns", cause=pl.lit(cause))
+    )
+
+
+def analyze(parts: Tables, _run: RunView, _settings: Settings) -> Result:
+    """Put the ranks together by name, kind and phase."""
+    keys = parts["keys"].with_columns(pl.col("name").cast(pl.String))
+    total = int(keys["total_ns"].sum())
+    rows = (
+        keys.group_by(_KEYS)
+        .agg(
+            pl.col("count", "total_ns").sum(),
+            pl.col("min_ns").min(),
+            pl.col("max_ns").max(),
+            ranks=pl.col("rank").n_unique(),
+        )
+        .sort(["total_ns", *_KEYS], descending=[True, False, False, False])
+        .with_row_index("row")
+    )
+    if not rows.height:
+        return Result(status="skipped", reason="no GPU activity starts inside the chosen steps.")
+    numbers = rows.select("row", *_KEYS).join(keys.select("rank", "key", *_KEYS), on=list(_KEYS), nulls_equal=True)
+    counted = parts["durations"].join(numbers.select("rank", "key", "row"), on=["rank", "key"])
+    shown = (
+        rows.head(MAX_ROWS)
+        .join(quantiles(counted), on="row", how="left", maintain_order="left")
+        .with_columns(
+            share=pl.col("total_ns") / max(total, 1),
+            mean_ns=(pl.col("total_ns") / pl.col("count")).round().cast(pl.Int64),
+            # the middle of a bin lies inside what was measured
+            p50_ns=pl.col("p50_ns").clip("min_ns", "max_ns"),
+            p99_ns=pl.col("p99_ns").clip("min_ns", "max_ns"),
+            short_name=pl.col("name").map_elements(short_name, return_dtype=pl.String),
+        )
+        .select(
+            "short_name", "kind", "phase", "count", "total_ns", "share", "mean_ns", "p50_ns", "p99_ns", "min_ns",
+            "max_ns", "ranks", "name",
+        )
+    )  # fmt: skip
+    kinds = keys.group_by("kind", "phase").agg(pl.col("count", "total_ns").sum()).sort("kind", "phase")
+    error = max((0.0 if bits == 0 else 2.0**-bits for bits in keys["bits"].unique().to_list()), default=0.0)
+    metrics: dict[str, Value] = {
+        "activities": int(keys["count"].sum()),
+        "kernels": int(keys.filter(pl.col("kind").is_in(["compute", "comm"]))["count"].sum()),
+        "names": keys["name"].n_unique(),
+        "busy_sum_ns": total,
+        "top_kernel_share": share(int(rows["total_ns"][0]), total),
+        "quantile_error_share": error,
+    }
+    notes = []
+    if rows.height > MAX_ROWS:
+        rest = rows.slice(MAX_ROWS)
+        notes.append(
+            f"The table holds the {MAX_ROWS} rows with most time; {rest.height} more with {rest['count'].sum()} calls "
+            f"hold {percent(share(int(rest['total_ns'].sum()), total))} of GPU time."
+        )
+    if error:
+        notes.append(f"Durations were rounded to hand them over: p50 and p99 are within {percent(error)}.")
+    top = shown.row(0, named=True)
+    return Result(
+        metrics=metrics,
+        headline=[Headline("Largest kernel", top["share"], "share", 60, f"of GPU time: {top['short_name']}")],
+        tables={"kernels": shown, "kinds": kinds},
+        charts=[
+            Chart(
+                "bars", "Kernels with most time", "kernels", label="short_name", y=("total_ns",),
+                note="Sum of durations over all ranks.", options={"max_rows": 20},
+            )
+        ],
+        findings=_findings(parts["savings"], shown),
+        notes=notes,
+    )  # fmt: skip
+
+
+def quantiles(counted: pl.DataFrame) -> pl.DataFrame:
+    """Return (row, p50_ns, p99_ns) from (row, dur_ns, count): type 7 of Hyndman and Fan, rounded to ns."""
+    ordered = counted.group_by("row", "dur_ns").agg(pl.col("count").sum()).sort("row", "dur_ns")
+    upto = pl.col("count").cum_sum()
+    found = []
+    for name, percentile in (("p50_ns", 50), ("p99_ns", 99)):
+        # in hundredths of a position, so that no float decides which order statistic it is
+        place = (pl.col("count").sum() - 1) * percentile
+        low = pl.col("dur_ns").filter(upto > place // 100).first()
+        high = pl.col("dur_ns").filter(upto > (place + 99) // 100).first()
+        found.append((low + (high - low) * (place % 100) / 100).round().cast(pl.Int64).alias(name))
+    return ordered.group_by("row").agg(found).sort("row")
+
+
+def short_name(name: str) -> str:
+    """Return a kernel's name without return type, namespaces and arguments, at most SHORT_NAME_LENGTH characters.
+
+    The first functor or operation among the template arguments is kept in angle brackets: it tells
+    `elementwise_kernel`s apart. Names without arguments, also mangled ones, are only cut.
+    """
+    plain = name.replace("(anonymous namespace)::", "").removeprefix("void ").replace("->", "→")
+    kept: list[str] = []
+    arguments: list[str] = []
+    depth = 0
+    for letter in plain:
+        if letter in "<(":
+            depth += 1
+        (arguments if depth else kept).append(letter)
+        if letter in ">)" and depth:
+            depth -= 1
+    words = "".join(kept).strip().split("::")
+    base = next((word for word in reversed(words) if word), plain)
+    functor = re.search(r"\b(\w{0,80}(?:Functor|Ops?|_kernel_(?:cuda|impl)\w{0,40}))\b", "".join(arguments)[:2000])
+    full = f"{base}<{functor[1]}>" if functor and functor[1] != base else base
+    return full if len(full) <= SHORT_NAME_LENGTH else full[: SHORT_NAME_LENGTH - 1] + "…"
+
+
+def _findings(savings: pl.DataFrame, shown: pl.DataFrame) -> list[Finding]:
+    """Return what names alone tell: full-precision matrix multiplications, element-wise kernels."""
+    found = []
+    for cause, (pattern, title, advice, why, limits) in _TEXTS.items():
+        mine = savings.filter(pl.col("cause") == cause)
+        part = share(2 * int(mine["ns"].sum()), int(mine["window_ns"].sum()))
+        fits = shown.with_row_index("row").filter((pl.col("kind") == "compute") & pl.col("name").str.contains(pattern))
+        if not part or not fits.height:
+            continue
+        first = fits.row(0, named=True)
+        saving = mine.filter(pl.col("ns") > 0)
+        found.append(
+            Finding(
+                id=f"kernels.{cause}",
+                analysis="kernels",
+                severity=severity(part, *limits),
+                title=title,
+                detail=f"{percent(part)} of step time; first {first['short_name']} with {first['count']} calls and "
+                f"{milliseconds(first['total_ns'])}. Half of their time is taken as what a change could save.",
+                advice=advice,
+                confidence="medium" if cause == "full_precision" else "low",
+                confidence_why=why,
+                saving=saving.select(pl.col(n).cast(t) for n, t in SAVING_SCHEMA.items()).sort("rank", "step", "at_ns"),
+                evidence=(("kernels", tuple(fits["row"].head(5).to_list())),),
+            )
+        )
+    return found

@@ -1,0 +1,130 @@
+"""Kernels by name, kind and phase: exact statistics over the calls of all ranks."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from inmemory import MemoryRank, ask, gpu, steps
+
+from tracetool.settings import Settings
+from tracetool.tables import Phase
+
+if TYPE_CHECKING:
+    from tracetool.results import Result
+
+kernels = import_module("tracetool.analyses.kernels")
+
+
+def named(name: str, *durations: int, start: int = 0, kind: str = "compute") -> list[tuple[Any, ...]]:
+    return [(start + 1000 * i, dur, kind, None, None, name) for i, dur in enumerate(durations)]
+
+
+def one(activities: list[Any], *windows: tuple[int, int, int], settings: Settings | None = None) -> Result:
+    table = gpu(*activities)
+    whole = (None, 0, max(a[0] + a[1] for a in activities))
+    return ask(kernels, [MemoryRank(0, {"gpu": table, "steps": steps(*(windows or (whole,)))})], settings)
+
+
+def test_statistics_are_of_the_calls_not_of_the_ranks() -> None:
+    ranks = [
+        MemoryRank(r, {"gpu": gpu(*named("gemm", *durations), rank=r), "steps": steps((None, 0, 9999), rank=r)})
+        for r, durations in ((0, (10, 10, 10)), (1, (100,)))
+    ]
+    (row,) = ask(kernels, ranks).tables["kernels"].to_dicts()
+    assert (row["count"], row["total_ns"], row["mean_ns"], row["p50_ns"]) == (4, 130, 32, 10)
+    assert (row["p99_ns"], row["min_ns"], row["max_ns"], row["ranks"]) == (97, 10, 100, 2)
+    assert row["share"] == 1.0
+
+
+def test_kind_and_phase_split_a_name_and_most_time_comes_first() -> None:
+    table = gpu(*named("k", 5, 7), *named("k", 20, start=5000, kind="comm")).with_columns(
+        phase=pl.Series(["forward", "backward", None], dtype=Phase)
+    )
+    result = ask(kernels, [MemoryRank(0, {"gpu": table, "steps": steps((None, 0, 6000))})])
+    found = result.tables["kernels"].select("kind", "phase", "count", "total_ns").rows()
+    assert found == [("comm", None, 1, 20), ("compute", "backward", 1, 7), ("compute", "forward", 1, 5)]
+    assert result.metrics["kernels"] == 3
+    assert result.metrics["names"] == 1
+
+
+def test_all_activity_counts_unless_steps_are_chosen() -> None:
+    activities = named("a", 5, 5, 5)
+    assert one(activities, (1, 1000, 1500)).metrics["activities"] == 3
+    assert one(activities, (1, 1000, 1500), settings=Settings(steps=(1,))).metrics["activities"] == 1
+
+
+def test_a_long_table_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "MAX_ROWS", 2)
+    result = one([*named("a", 30), *named("b", 20, start=100), *named("c", 50, start=200)])
+    assert result.tables["kernels"]["name"].to_list() == ["c", "a"]
+    assert any("1 more" in note and "20.0 %" in note for note in result.notes)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 10**7)), min_size=1, max_size=60))
+def test_quantiles_equal_numpy(pairs: list[tuple[int, int]]) -> None:
+    counted = pl.DataFrame(pairs, schema={"row": pl.UInt32, "dur_ns": pl.Int64}, orient="row")
+    counted = counted.with_columns(count=pl.lit(1, pl.Int64))
+    for row, p50, p99 in kernels.quantiles(counted).iter_rows():
+        values = np.array([d for r, d in pairs if r == row], dtype=np.float64)
+        assert abs(p50 - np.quantile(values, 0.5)) <= 0.51
+        assert abs(p99 - np.quantile(values, 0.99)) <= 0.51
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=200), st.integers(2, 40))
+def test_a_histogram_keeps_its_size_and_its_error(values: list[int], limit: int) -> None:
+    durations = pl.DataFrame({"key": [0] * len(values), "dur_ns": values})
+    found, bits = kernels.histogram(durations, limit)
+    assert found["count"].sum() == len(values)
+    if not bits:
+        assert sorted(set(values)) == found["dur_ns"].to_list()
+        return
+    assert found.height <= limit or bits == 4
+    spread = np.repeat(found["dur_ns"].to_numpy(), found["count"].to_numpy())
+    assert (np.abs(np.sort(np.array(values)) - spread) <= np.array(sorted(values)) * 2.0**-bits + 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x4_tn", None),
+        ("ncclDevKernel_AllReduce_Sum_bf16(ncclDevKernelArgsStorage<4096ul>)", "ncclDevKernel_AllReduce_Sum_bf16"),
+        (
+            "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<int>, char*>(int, char*)",
+            "vectorized_elementwise_kernel<FillFunctor>",
+        ),
+        ("void at::native::(anonymous namespace)::cunn_SoftMaxForward<8, float>(float*, int)", "cunn_SoftMaxForward"),
+        ("Memcpy HtoD (Pageable -> Device)", "Memcpy HtoD"),
+        ("x" * 100, "x" * 63 + "…"),
+        ("<<<>>>", "<<<>>>"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_long_names_get_short(name: str, short: str | None) -> None:
+    assert kernels.short_name(name) == (name if short is None else short)
+
+
+@given(st.text(alphabet="ab<>():_ ", max_size=200))
+def test_no_name_breaks_shortening(name: str) -> None:
+    assert len(kernels.short_name(name)) <= kernels.SHORT_NAME_LENGTH
+
+
+def test_full_precision_multiplications_are_a_finding() -> None:
+    result = one(named("volta_sgemm_128x64_tn", 400), (1, 0, 1000))
+    (finding,) = result.findings
+    assert (finding.id, finding.severity) == ("kernels.full_precision", "critical")
+    assert finding.saving.rows() == [(0, 1, 0, 200)]
+
+
+def test_a_healthy_run_has_no_finding() -> None:
+    assert not one(named("ampere_bf16_s16816gemm_bf16_128x64_tn", 400), (1, 0, 1000)).findings
+
+
+def test_nothing_inside_the_chosen_steps_is_skipped() -> None:
+    result = one(named("a", 5), (1, 500, 600), settings=Settings(steps=(1,)))
+    assert result.status == "skipped"
