@@ -81,8 +81,11 @@ def per_rank(rank: RankView, facts: Tables, settings: Settings) -> Tables:  # no
     text = pl.col(pl.Categorical).cast(pl.String)
     records = rank.table("collectives", _OPS).with_columns(text).filter(pl.col("source").is_in(sources))
     records = records.with_columns(
-        number=pl.when("is_p2p").then("p2p_seq").otherwise("seq"), in_flight=pl.col("in_flight").fill_null(False)
+        number=pl.when("is_p2p").then("p2p_seq").otherwise("seq"), finished=~pl.col("in_flight")
     ).sort("record", maintain_order=True)
+    records = records.with_columns(
+        pl.col("in_flight", "finished").fill_null(False)
+    )  # a log: launched, no more is known
     groups = rank.table("process_groups").select("rank", "group", "desc", "ranks").unique("group", keep="last")
     status = rank.table("group_status").with_columns(text).filter(pl.col("source").is_in(sources))
     return {
@@ -117,7 +120,9 @@ def _kept(records: pl.DataFrame) -> pl.DataFrame:
     flying = pl.col("in_flight") & (pl.col("place") < _OLDEST_KEPT) & (pl.col("_nth") < _P2P_KEPT)
     finished = ~pl.col("in_flight") & (pl.col("_back") < _NEWEST_KEPT) & (pl.col("place") >= 0)
     last = pl.col("record") == pl.col("record").max()
-    return numbered.filter((flying | finished | last).fill_null(False)).drop("_back", "_nth", "seq", "p2p_seq")
+    return numbered.filter((flying | finished | last).fill_null(False)).drop(
+        "_back", "_nth", "seq", "p2p_seq", "finished"
+    )
 
 
 def _lanes(records: pl.DataFrame) -> pl.DataFrame:
@@ -133,7 +138,7 @@ def _lanes(records: pl.DataFrame) -> pl.DataFrame:
             .min()
             .alias("order"),
             pl.col("number").max().alias("newest"),
-            pl.col("number").filter(~flying).max().alias("done"),
+            pl.col("number").filter("finished").max().alias("done"),
             (pl.col("is_p2p").any() | (pl.col("p2p_seq").fill_null(0) > 0).any()).alias("mixes"),
             flying.sum().cast(pl.Int64).alias("flights"),
         )

@@ -119,7 +119,8 @@ def gather(parts: Mapping[str, pl.DataFrame], incomplete: frozenset[str], world_
         (p2p if is_p2p else lanes)[group][rank] = Lane(oldest, newest, done, settled, order or 0)
         if mixes:
             mixed.add(group)
-    _believe_counters(lanes, mixed, kept["status"], group_of)
+    recorders = frozenset(dumps.filter(pl.col("kind") == "recorder")["rank"].to_list())
+    _believe_counters(lanes, mixed, kept["status"], group_of, recorders)
     busy = frozenset(
         rank for side in (lanes, p2p) for by in side.values() for rank, lane in by.items() if lane.oldest is not None
     )
@@ -224,6 +225,7 @@ def _believe_counters(
     mixed: set[int],
     status: pl.DataFrame,
     group_of: Mapping[tuple[int, str], int],
+    recorders: frozenset[int],
 ) -> None:
     """Add to the lanes what the ranks' own counters say, where they can be believed (module docstring)."""
     votes = status["order_agrees"].drop_nulls()
@@ -238,7 +240,7 @@ def _believe_counters(
             continue
         rows.append((group, rank, enqueued, completed))
         lane = lanes.get(group, {}).get(rank)
-        if lane and lane.newest is not None and enqueued > lane.newest:
+        if rank in recorders and lane and lane.newest is not None and enqueued > lane.newest:
             doubted.add(group)
     for group, rank, enqueued, completed in rows:
         if group in doubted:
@@ -247,6 +249,6 @@ def _believe_counters(
         newest = max(enqueued, -1 if lane.newest is None else lane.newest)
         done = max(completed, -1 if lane.done is None else lane.done)
         oldest = lane.oldest
-        if lane.newest is None and enqueued > completed:  # a log: nothing but counters
+        if lane.newest is None and enqueued > completed:  # nothing but counters
             oldest = completed + 1 if completed > 0 else 1
         lanes[group][rank] = replace(lane, oldest=oldest, newest=newest, done=done, settled=True)
