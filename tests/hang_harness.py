@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
-from tracetool.registry import ParseOptions, RunView, sniff
+from tracetool.registry import ParseOptions, RunView
 from tracetool.settings import Settings
 from tracetool.tables import empty, frame
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from tracetool.tables import Tables
 
 hangs: Any = importlib.import_module("tracetool.analyses.hangs")
+PARSERS: tuple[Any, ...] = tuple(
+    importlib.import_module(f"tracetool.parsers.{name}") for name in ("nccl_flight_recorder", "nccl_log")
+)
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,9 @@ def read(folder: Path) -> list[Tables]:
     """Parse every recognised file of a folder."""
     found = []
     for path in sorted(folder.iterdir()):
-        parser = sniff(path, path.read_bytes()[:65_536])
-        if parser:
-            found.append(parser.parse(path, ParseOptions(path.name)))
+        for parser in PARSERS:
+            if parser.sniff(path, path.read_bytes()[:65_536]):
+                found.append(parser.parse(path, ParseOptions(path.name)))
     return found
 
 
