@@ -42,7 +42,7 @@ def windows(trace: RankTrace) -> list[Window]:
         if not trace.activities:
             return []
         first = min(a.start_ns for a in trace.activities)
-        return [Window(rank, None, first, max(a.end_ns for a in trace.activities), open_end=True)]
+        return [Window(rank, None, first, max(a.end_ns for a in trace.activities), open_end=False)]
     starts = [start for _, start, _ in trace.step_ranges]
     launched: list[list[Seen]] = [[] for _ in starts]
     for activity in trace.activities:
