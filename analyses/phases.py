@@ -1,0 +1,240 @@
+"""GPU and CPU time of each part of training, and of every range that the user or a framework named.
+
+Parts (source `phase`): forward, backward, recompute (a forward run again for activation checkpointing), optimizer,
+dataloader, checkpoint (saving). What belongs to which is decided where work is launched, on the CPU: by the autograd
+engine's ranges, `Optimizer.step#…`, `enumerate(DataLoader)#…` and the like; without them by ranges named after a
+phase. Ranges (source `annotation`): every user or framework annotation by its name, step annotations of vLLM and
+SGLang included; ranges that are steps themselves are left out.
+
+gpu_ns = |∪ GPU activity launched inside|, where launched inside means that the launch call starts inside the range, on
+any thread of the process; for a part: that the launch call belongs to it. Times of parts may run at the same time on
+several streams, so they need not sum to the step. Activity whose launch is not in the file belongs to none. gpu_ns is
+null where the trace has no GPU activity with a launch.
+cpu_ns = |∪ CPU ranges| over all threads; of a part: of its outermost operators, ranges and calls on each thread, less
+what inside them belongs to another part (recompute inside backward).
+step is the one that launched the activity (parts) or in whose range the annotation starts; null outside steps. Shares
+are Σ over steps ÷ Σ of the steps' windows, all ranks. All in integer ns.
+
+Annotations are cut to the MAX_NAMES names with most time; the notes say how many are left out.
+
+Source: tracetool's own definition; the rule for backward and recompute is that of the derived column `phase`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import polars as pl
+
+from tracetool import intervals
+from tracetool.results import Chart, Result, Value
+
+if TYPE_CHECKING:
+    from tracetool.registry import RankView, RunView
+    from tracetool.settings import Settings
+    from tracetool.tables import Tables
+
+TITLE: Final = "Phases and annotations"
+NEEDS: Final = ("events",)
+
+PARTS: Final = ("forward", "backward", "recompute", "optimizer", "dataloader", "checkpoint")
+MAX_NAMES: Final = 100
+"""Annotation names a rank hands over."""
+MAX_ROWS: Final = 20_000
+"""Rows of annotations in the table; fewer names when there are many ranks and steps."""
+PAIRS_AT_ONCE: Final = 4_000_000
+"""(range, activity) pairs held in memory at a time."""
+PHASES: Final = ("phase", "rank", "step", "gpu_ns", "cpu_ns", "source", "calls")
+_CPU: Final = ("cpu_op", "annotation", "runtime")
+
+
+def per_rank(rank: RankView, _facts: Tables, settings: Settings) -> Tables:
+    """Return `rows`: one a part or annotation name, and step; `left_out`: how many names were cut."""
+    steps = rank.table("steps", ["step", "range_start_ns", "range_end_ns"])
+    gpu = rank.table("gpu", ["start_ns", "dur_ns", "launch_start_ns", "step", "phase"]).filter(
+        pl.col("launch_start_ns").is_not_null()
+    )
+    gpu = gpu.with_columns(pl.col("phase").cast(pl.String), end_ns=pl.col("start_ns") + pl.col("dur_ns"))
+    cpu = (
+        rank.table("events", ["event", "track", "start_ns", "dur_ns", "category", "name"])
+        .hstack(rank.table("links", ["parent", "step", "phase"]))
+        .with_columns(pl.col("phase").cast(pl.String), end_ns=pl.col("start_ns") + pl.col("dur_ns"))
+    )
+    cpu = cpu.with_columns(above=pl.col("phase").gather(pl.col("parent")))
+    annotations, left_out = _annotations(cpu, steps)
+    gpu_ns = pl.concat([_gpu_of_parts(gpu), gpu_of_ranges(annotations, gpu)])
+    cpu_ns = pl.concat([_cpu_of_parts(cpu.filter(pl.col("category").is_in(_CPU))), _cpu_of_ranges(annotations)])
+    if not gpu.height:
+        gpu_ns = gpu_ns.with_columns(gpu_ns=pl.lit(None, pl.Int64))
+    keys = ["source", "phase", "step"]
+    rows = cpu_ns.join(gpu_ns, on=keys, how="full", coalesce=True, nulls_equal=True).with_columns(
+        pl.col("cpu_ns", "calls").fill_null(0),
+        gpu_ns=pl.col("gpu_ns").fill_null(0) if gpu.height else pl.col("gpu_ns"),
+        rank=pl.lit(rank.rank, pl.Int32),
+    )
+    if settings.steps is not None:
+        rows = rows.filter(pl.col("step").is_in(settings.steps))
+    return {
+        "rows": rows.select(PHASES).sort("source", "phase", "step"),
+        "left_out": pl.DataFrame({"names": [left_out]}),
+    }
+
+
+def _annotations(cpu: pl.DataFrame, steps: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """Return the ranges (phase = their name, step, start_ns, end_ns) of the names with most time; how many were cut."""
+    ranges = cpu.filter(pl.col("category") == "annotation").join(
+        steps.select(start_ns="range_start_ns", end_ns="range_end_ns").drop_nulls(),
+        on=["start_ns", "end_ns"],
+        how="anti",
+    )
+    ranges = ranges.filter(~pl.col("name").cast(pl.String).str.contains(r"^ProfilerStep#\d+$"))
+    names = (
+        ranges.group_by("name")
+        .agg(pl.col("dur_ns").sum())
+        .sort(pl.col("dur_ns"), pl.col("name").cast(pl.String), descending=[True, False])
+    )
+    kept = names.head(MAX_NAMES).select("name").with_row_index("order")
+    found = (
+        ranges.join(kept, on="name")
+        .sort("order", "start_ns", "end_ns", "event")
+        .select(phase=pl.col("name").cast(pl.String), step="step", start_ns="start_ns", end_ns="end_ns")
+    )
+    return found, names.height - kept.height
+
+
+def _gpu_of_parts(gpu: pl.DataFrame) -> pl.DataFrame:
+    return _measure(gpu.filter(pl.col("phase").is_in(PARTS)), "phase", "gpu_ns")
+
+
+def _measure(spans: pl.DataFrame, source: str, column: str) -> pl.DataFrame:
+    """Return the ns covered by each (phase, step)."""
+    found = intervals.length(spans.select("phase", "step", "start_ns", "end_ns"), ("phase", "step"))
+    return found.select(pl.lit(source).alias("source"), "phase", "step", pl.col("ns").alias(column))
+
+
+def gpu_of_ranges(ranges: pl.DataFrame, gpu: pl.DataFrame) -> pl.DataFrame:
+    """Return (source, phase, step, gpu_ns): the GPU time launched inside the ranges of each name and step.
+
+    `ranges` has phase, step, start_ns, end_ns with the ranges of one name together; `gpu` has launch_start_ns,
+    start_ns, end_ns. Pairs are made name by name, so that memory is bounded however deep ranges nest.
+    """
+    ordered = gpu.sort("launch_start_ns", "start_ns", "end_ns")
+    launched = ordered["launch_start_ns"].to_numpy()
+    first = np.searchsorted(launched, ranges["start_ns"].to_numpy(), side="left")
+    count = np.maximum(np.searchsorted(launched, ranges["end_ns"].to_numpy(), side="left") - first, 0)
+    chunk = np.cumsum(count) // PAIRS_AT_ONCE
+    found = [
+        _measure(
+            ordered.clear().select(pl.lit("").alias("phase"), "step", "start_ns", "end_ns"), "annotation", "gpu_ns"
+        )
+    ]
+    # a name that falls into two chunks would be measured in two parts: give it the chunk of its first range
+    numbered = ranges.with_columns(first=first, count=count, chunk=chunk)
+    numbered = numbered.with_columns(pl.col("chunk").first().over("phase"))
+    for part in numbered.partition_by("chunk", maintain_order=True):
+        many = part["count"].to_numpy()
+        row = np.repeat(np.arange(part.height), many)
+        offset = np.arange(len(row)) - np.repeat(np.cumsum(many) - many, many)
+        pairs = (
+            part[row]
+            .select("phase", "step")
+            .hstack(ordered[part["first"].to_numpy()[row] + offset].select("start_ns", "end_ns"))
+        )
+        found.append(_measure(pairs, "annotation", "gpu_ns"))
+    return pl.concat(found)
+
+
+def _cpu_of_parts(cpu: pl.DataFrame) -> pl.DataFrame:
+    """Return cpu_ns and the number of outermost ranges of each part and step."""
+    edges = cpu.filter(pl.col("phase").ne_missing(pl.col("above")))
+    keys = ["phase", "step", "track"]
+    mine = edges.filter(pl.col("phase").is_in(PARTS)).select(*keys, "start_ns", "end_ns")
+    others = edges.filter(pl.col("above").is_in(PARTS)).select(
+        pl.col("above").alias("phase"), "step", "track", "start_ns", "end_ns"
+    )
+    calls = mine.group_by("phase", "step").agg(calls=pl.len().cast(pl.Int64))
+    left = intervals.subtract(mine, others, keys)
+    found = _measure(left, "phase", "cpu_ns")
+    return (
+        calls.join(found, on=["phase", "step"], how="left", nulls_equal=True)
+        .with_columns(pl.col("cpu_ns").fill_null(0), source=pl.lit("phase"))
+        .select("source", "phase", "step", "cpu_ns", "calls")
+    )
+
+
+def _cpu_of_ranges(ranges: pl.DataFrame) -> pl.DataFrame:
+    calls = ranges.group_by("phase", "step").agg(calls=pl.len().cast(pl.Int64))
+    return _measure(ranges, "annotation", "cpu_ns").join(calls, on=["phase", "step"], nulls_equal=True)
+
+
+def analyze(parts: Tables, run: RunView, _settings: Settings) -> Result:
+    """Put the ranks together: the rows, their sums and shares of step time."""
+    rows = parts["rows"]
+    if not rows.height:
+        return Result(
+            status="skipped",
+            reason="no part of training was recognised and no annotation recorded. "
+            "Record with ProfilerActivity.CPU and name parts with torch.profiler.record_function('forward').",
+        )
+    window = int((run.steps["end_ns"] - run.steps["start_ns"]).sum())
+    known = {part: i for i, part in enumerate(PARTS)}
+    sums = _sums(rows, window)
+    of_parts = sums.filter(pl.col("source") == "phase").sort(pl.col("phase").replace_strict(known, default=len(PARTS)))
+    of_ranges = sums.filter(pl.col("source") == "annotation").sort(
+        ["gpu_ns", "cpu_ns", "phase"], descending=[True, True, False], nulls_last=True
+    )
+    table, cut = _capped(rows, of_ranges["phase"].to_list())
+    metrics: dict[str, Value] = {}
+    for part in PARTS:
+        mine = of_parts.filter(pl.col("phase") == part)
+        for column in ("gpu", "cpu"):
+            metrics[f"{part}_{column}_share"] = mine[f"{column}_share"][0] if mine.height else None
+    metrics["annotations"] = of_ranges.height
+    notes = []
+    if absent := [part for part in PARTS if part not in of_parts["phase"].to_list()]:
+        notes.append(f"Not found in the traces, so null: {', '.join(absent)}.")
+    if (parts["left_out"]["names"] > 0).any():
+        notes.append(f"On each rank only the {MAX_NAMES} annotation names with most time are kept.")
+    if cut:
+        notes.append(f"The table by rank and step leaves out {cut} annotation names with less time; sums hold them.")
+    if rows["gpu_ns"].null_count() == rows.height:
+        notes.append("No GPU activity with a launch was recorded: gpu_ns is null.")
+    shown = "cpu_ns" if rows["gpu_ns"].null_count() == rows.height else "gpu_ns"
+    charts = []
+    if of_parts.height:
+        note = f"Σ over steps and ranks of {shown}; parts may run at the same time."
+        charts.append(Chart("bars", "Time by part of training", "parts", label="phase", y=(shown,), note=note))
+    if of_ranges.height:
+        note = f"Σ over steps and ranks of {shown}; ranges may be nested."
+        options = {"max_rows": 20}
+        charts.append(
+            Chart("bars", "Time by annotation", "annotations", label="phase", y=(shown,), note=note, options=options)
+        )
+    return Result(
+        metrics=metrics,
+        tables={"phases": table, "parts": of_parts.drop("source"), "annotations": of_ranges.drop("source")},
+        charts=charts,
+        notes=notes,
+    )
+
+
+def _sums(rows: pl.DataFrame, window: int) -> pl.DataFrame:
+    """Return sums over ranks and steps by part or name; a sum of nulls is null."""
+    gpu = pl.when(pl.col("gpu_ns").is_not_null().any()).then(pl.col("gpu_ns").sum())
+    summed = rows.group_by("source", "phase").agg(
+        pl.col("calls").sum(), gpu_ns=gpu, cpu_ns=pl.col("cpu_ns").sum(), ranks=pl.col("rank").n_unique()
+    )
+    shares = {f"{c}_share": pl.col(f"{c}_ns") / window if window else pl.lit(None, pl.Float64) for c in ("gpu", "cpu")}
+    return summed.with_columns(**shares)
+
+
+def _capped(rows: pl.DataFrame, names: list[str]) -> tuple[pl.DataFrame, int]:
+    """Return the rows sorted, with as many of the named annotations, in their order, as MAX_ROWS allows."""
+    each = max(1, rows.select("rank", "step").unique().height)
+    kept = names[: max(10, MAX_ROWS // each)]
+    table = rows.filter((pl.col("source") == "phase") | pl.col("phase").is_in(kept))
+    order = {name: i for i, name in enumerate((*PARTS, *kept))}
+    place = pl.col("phase").replace_strict(order, return_dtype=pl.Int64)
+    ordered = table.sort("rank", "step", pl.col("source") != "phase", place, "phase").select(PHASES)
+    return ordered, len(names) - len(kept)
