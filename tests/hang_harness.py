@@ -81,9 +81,8 @@ def read(folder: Path) -> list[Tables]:
     """Parse every recognised file of a folder."""
     found = []
     for path in sorted(folder.iterdir()):
-        for parser in PARSERS:
-            if parser.sniff(path, path.read_bytes()[:65_536]):
-                found.append(parser.parse(path, ParseOptions(path.name)))
+        head = path.read_bytes()[:65_536]
+        found += [parser.parse(path, ParseOptions(path.name)) for parser in PARSERS if parser.sniff(path, head)]
     return found
 
 
