@@ -12,8 +12,9 @@ several streams, so they need not sum to the step. Activity whose launch is not 
 null where the trace has no GPU activity with a launch.
 cpu_ns = |∪ CPU ranges| over all threads; of a part: of its outermost operators, ranges and calls on each thread, less
 what inside them belongs to another part (recompute inside backward).
-step is the one that launched the activity (parts) or in whose range the annotation starts; null outside steps. Shares
-are Σ over steps ÷ Σ of the steps' windows, all ranks. All in integer ns.
+step is the one that launched the activity (parts) or in whose range the annotation starts; null outside steps.
+gpu_share is Σ gpu_ns over the steps of all ranks ÷ Σ of their windows, ns_per_step the mean over these steps,
+rounded; neither holds what was launched outside steps. All in integer ns.
 
 Annotations are cut to the MAX_NAMES names with most time; the notes say how many are left out.
 
@@ -28,10 +29,12 @@ import numpy as np
 import polars as pl
 
 from tracetool import intervals
-from tracetool.results import Chart, Result, Value
+from tracetool.figures import share
+from tracetool.results import Chart, Result
 
 if TYPE_CHECKING:
     from tracetool.registry import RankView, RunView
+    from tracetool.results import Value
     from tracetool.settings import Settings
     from tracetool.tables import Tables
 
@@ -177,20 +180,14 @@ def analyze(parts: Tables, run: RunView, _settings: Settings) -> Result:
             reason="no part of training was recognised and no annotation recorded. "
             "Record with ProfilerActivity.CPU and name parts with torch.profiler.record_function('forward').",
         )
-    window = int((run.steps["end_ns"] - run.steps["start_ns"]).sum())
     known = {part: i for i, part in enumerate(PARTS)}
-    sums = _sums(rows, window)
+    sums = _sums(rows)
     of_parts = sums.filter(pl.col("source") == "phase").sort(pl.col("phase").replace_strict(known, default=len(PARTS)))
     of_ranges = sums.filter(pl.col("source") == "annotation").sort(
         ["gpu_ns", "cpu_ns", "phase"], descending=[True, True, False], nulls_last=True
     )
     table, cut = _capped(rows, of_ranges["phase"].to_list())
-    metrics: dict[str, Value] = {}
-    for part in PARTS:
-        mine = of_parts.filter(pl.col("phase") == part)
-        for column in ("gpu", "cpu"):
-            metrics[f"{part}_{column}_share"] = mine[f"{column}_share"][0] if mine.height else None
-    metrics["annotations"] = of_ranges.height
+    metrics = {**_metrics(rows, run.steps), "annotations": of_ranges.height}
     notes = []
     if absent := [part for part in PARTS if part not in of_parts["phase"].to_list()]:
         notes.append(f"Not found in the traces, so null: {', '.join(absent)}.")
@@ -219,14 +216,31 @@ def analyze(parts: Tables, run: RunView, _settings: Settings) -> Result:
     )
 
 
-def _sums(rows: pl.DataFrame, window: int) -> pl.DataFrame:
+def _metrics(rows: pl.DataFrame, steps: pl.DataFrame) -> dict[str, Value]:
+    """Return share of the windows and mean ns a step of each part, null where it was not found."""
+    window = int((steps["end_ns"] - steps["start_ns"]).sum())
+    inside = rows.filter(pl.col("source") == "phase")
+    if not steps["step"].has_nulls():
+        inside = inside.filter(pl.col("step").is_not_null())
+    metrics: dict[str, Value] = {}
+    for part in PARTS:
+        mine = inside.filter(pl.col("phase") == part)
+        gpu = int(mine["gpu_ns"].sum()) if mine["gpu_ns"].count() else None
+        cpu = int(mine["cpu_ns"].sum()) if mine.height else None
+        metrics[f"{part}_gpu_share"] = None if gpu is None else share(gpu, window)
+        for column, ns in (("gpu", gpu), ("cpu", cpu)):
+            metrics[f"{part}_{column}_ns_per_step"] = (
+                None if ns is None or not steps.height else round(ns / steps.height)
+            )
+    return metrics
+
+
+def _sums(rows: pl.DataFrame) -> pl.DataFrame:
     """Return sums over ranks and steps by part or name; a sum of nulls is null."""
     gpu = pl.when(pl.col("gpu_ns").is_not_null().any()).then(pl.col("gpu_ns").sum())
-    summed = rows.group_by("source", "phase").agg(
+    return rows.group_by("source", "phase").agg(
         pl.col("calls").sum(), gpu_ns=gpu, cpu_ns=pl.col("cpu_ns").sum(), ranks=pl.col("rank").n_unique()
     )
-    shares = {f"{c}_share": pl.col(f"{c}_ns") / window if window else pl.lit(None, pl.Float64) for c in ("gpu", "cpu")}
-    return summed.with_columns(**shares)
 
 
 def _capped(rows: pl.DataFrame, names: list[str]) -> tuple[pl.DataFrame, int]:

@@ -66,7 +66,9 @@ def test_parts_have_unions_of_what_they_launched_and_of_their_ranges() -> None:
     ]
     assert tuple(result.tables["phases"].columns) == phases.PHASES
     assert result.metrics["forward_gpu_share"] == 0.5
+    assert result.metrics["forward_cpu_ns_per_step"] == 15
     assert result.metrics["optimizer_gpu_share"] is None
+    assert result.metrics["optimizer_cpu_ns_per_step"] is None
     assert any("optimizer" in note for note in result.notes)
 
 
@@ -147,13 +149,13 @@ def test_equal_to_counting_every_nanosecond(
     at_once: int, spans: list[tuple[str, int, int, int]], activities: list[tuple[int, int, int]]
 ) -> None:
     spans.sort(key=lambda s: s[0])
-    ranges = frame("steps", {"start_ns": [s[2] for s in spans], "end_ns": [s[2] + s[3] for s in spans]}).select(
-        "start_ns", "end_ns"
-    )
-    import polars as pl  # noqa: PLC0415 - only here
-
-    ranges = ranges.with_columns(
-        phase=pl.Series([s[0] for s in spans], dtype=pl.String), step=pl.Series([s[1] for s in spans], dtype=pl.Int32)
+    ranges = pl.DataFrame(
+        {
+            "phase": pl.Series([s[0] for s in spans], dtype=pl.String),
+            "step": pl.Series([s[1] for s in spans], dtype=pl.Int32),
+            "start_ns": pl.Series([s[2] for s in spans], dtype=pl.Int64),
+            "end_ns": pl.Series([s[2] + s[3] for s in spans], dtype=pl.Int64),
+        }
     )
     given_gpu = pl.DataFrame(
         {
