@@ -22,6 +22,7 @@ import re
 from array import array
 from collections import Counter
 from decimal import ROUND_HALF_UP, Decimal
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -35,7 +36,6 @@ from tracetool.errors import UnreadableTrace
 from tracetool.jsonstream import ArrayStream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -213,7 +213,11 @@ class _MemoryArgs(Struct, gc=False):
 
 
 _COMM_MARKS: Final = (b'"Collective name"', b'"Process Group Name"')
-_SHAPES: Final = ("input_dims", "input_types", "input_strides", "concrete_inputs")
+_SHAPE_KEYS: Final = {
+    "input_dims": b'"Input Dims"', "input_types": b'"Input type"', "input_strides": b'"Input Strides"',
+    "concrete_inputs": b'"Concrete Inputs"',
+}  # fmt: skip
+_SHAPES: Final = tuple(_SHAPE_KEYS)
 _MEMORY: Final = {
     "delta": "memory_delta_bytes",
     "allocated": "memory_allocated_bytes",
@@ -282,17 +286,17 @@ def parse(path: Path, options: ParseOptions) -> Tables:
 class _Codes(dict[Any, int]):
     """Numbers values in the order in which they first come."""
 
-    def __missing__(self, key: object) -> int:
-        code = self[key] = len(self)
-        return code
-
-    def of(self, values: Iterable[object]) -> NDArray[np.int32]:
+    def of(self, values: list[Any]) -> NDArray[np.int32]:
         """Return the number of each value; lists and objects, which cannot be keys, count by their text."""
-        values = list(values)
         try:
-            return np.array(array("i", [self[value] for value in values]), np.int32)
+            return np.fromiter(map(self.__getitem__, values), np.int32, len(values))
+        except KeyError:  # something new: seldom, so that the usual case stays free of a check for each value
+            for value in values:
+                if value not in self:
+                    self[value] = len(self)
+            return np.fromiter(map(self.__getitem__, values), np.int32, len(values))
         except TypeError:
-            return np.array([self[value if _is_key(value) else str(value)] for value in values], np.int32)
+            return self.of([value if _is_key(value) else str(value) for value in values])
 
     def texts(self) -> list[str]:
         """Return the values as text, by number."""
@@ -405,7 +409,7 @@ class _Reader:
         self.memory: dict[str, list[NDArray[Any]]] = {}
         self.instants: dict[str, list[NDArray[Any]]] = {}
         self.counts: list[_Count] = []
-        self.thread_names: dict[tuple[str, str], bytes] = {}
+        self.thread_names: dict[tuple[Any, Any], bytes] = {}
         self.labels: dict[str, bytes] = {}
         self._data = b""
         self._text_times = False
@@ -417,13 +421,15 @@ class _Reader:
 
     def take(self, events: list[Any]) -> None:
         """Keep the columns of what `decode` returned last."""
-        xs = [event for event in events if isinstance(event, _Complete)]
+        complete, instant = (_CompleteText, _InstantText) if self._text_times else (_Complete, _Instant)
+        xs = [event for event in events if type(event) is complete]
+        others = len(events) - len(xs)
+        instants = [event for event in events if type(event) is instant] if others else []
         categories = [event.cat for event in xs]
         frames = categories.count("python_function")
         if frames:
             xs = [event for event in xs if event.cat != "python_function"]
             categories = [event.cat for event in xs]
-        instants = [event for event in events if isinstance(event, _Instant)]
         start = self._times([event.ts for event in xs])
         dur = self._times([event.dur for event in xs])
         at = self._times([event.ts for event in instants])
@@ -435,7 +441,7 @@ class _Reader:
         self.left_out["python_function"] += frames
         if instants:
             self._take_instants(instants, at)
-        if len(xs) + len(instants) + frames < len(events):
+        if others > len(instants):
             self._take_others(events)
         good = (start != _NULL) & (dur >= 0)
         if not good.all():
@@ -456,18 +462,18 @@ class _Reader:
         name = self.names.of([event.name for event in xs])
         correlation = np.full(len(xs), _NULL)
         external = np.full(len(xs), _NULL)
-        groups = {code: _args_type(text) for text, code in self.categories.items()}
-        for kind in (_LaunchArgs, _OpArgs, _CopyArgs, _SyncArgs):
-            codes = [code for code, needs in groups.items() if needs is kind]
-            at = np.flatnonzero(np.isin(category, codes))
+        kinds = (_LaunchArgs, _OpArgs, _CopyArgs, _SyncArgs)
+        kind_of = np.array([kinds.index(_args_type(text)) for text in self.categories])[category]
+        for number, kind in enumerate(kinds):
+            at = np.flatnonzero(kind_of == number)
             if not at.size:
                 continue
             raws = [xs[row].args for row in at.tolist()]
-            args, comms = self._decode_args(raws, kind)
+            args, comms, present = self._decode_args(raws, kind)
             external[at] = _ints([arg.external_id for arg in args])
             rows = at + self.rows
             if kind is _OpArgs:
-                self._take_ops(rows, args)
+                self._take_ops(rows, args, present)
             else:
                 correlation[at] = _ints([arg.correlation for arg in args])
             if kind is _CopyArgs:
@@ -489,18 +495,21 @@ class _Reader:
         )
         self.rows += len(xs)
 
-    def _decode_args(self, raws: list[Raw], kind: type[Any]) -> tuple[list[Any], list[int]]:
-        """Return the arguments, and the positions of those that tell of a communication."""
+    def _decode_args(self, raws: list[Raw], kind: type[Any]) -> tuple[list[Any], list[int], frozenset[str]]:
+        """Return the arguments, the positions of those that tell of a communication, and which shapes there are."""
         text = b",".join(raws)
         if any(name in self.categories for name in _NAMES_OF_2021):
             text = text.replace(b'"external id"', b'"External id"')
         comms: list[int] = []
         if kind in (_LaunchArgs, _OpArgs) and any(mark in text for mark in _COMM_MARKS):
             comms = [i for i, raw in enumerate(raws) if any(mark in bytes(raw) for mark in _COMM_MARKS)]
+        present = (
+            frozenset(name for name, key in _SHAPE_KEYS.items() if key in text) if kind is _OpArgs else frozenset()
+        )
         try:
-            return _LIST_DECODERS[kind].decode(b"[" + text + b"]"), comms
+            return _LIST_DECODERS[kind].decode(b"[" + text + b"]"), comms, present
         except (msgspec.DecodeError, UnicodeDecodeError):
-            return [self._decode_odd_args(raw, kind) for raw in raws], comms
+            return [self._decode_odd_args(raw, kind) for raw in raws], comms, present
 
     def _decode_odd_args(self, raw: Raw, kind: type[Any]) -> Any:  # noqa: ANN401 - one of the argument types
         decoder = _ONE[kind]
@@ -516,18 +525,17 @@ class _Reader:
             self.left_out["odd args"] += bytes(raw) != b"null"
             return kind()
 
-    def _take_ops(self, rows: Ints, args: list[_OpArgs]) -> None:
+    def _take_ops(self, rows: Ints, args: list[_OpArgs], present: frozenset[str]) -> None:
         columns: dict[str, NDArray[Any]] = {
             "sequence": _ints([arg.sequence for arg in args]),
             "fwd_thread": _ints([arg.fwd_thread for arg in args]),
-            "input_dims": self.args_texts.of([bytes(arg.input_dims) for arg in args]),
-            "input_types": self.args_texts.of([bytes(arg.input_types) for arg in args]),
-            "input_strides": self.args_texts.of([bytes(arg.input_strides) for arg in args]),
-            "concrete_inputs": self.args_texts.of([bytes(arg.concrete_inputs) for arg in args]),
         }
         told = (columns["sequence"] != _NULL) | (columns["fwd_thread"] != _NULL)
-        for column in _SHAPES:
-            told |= columns[column] != 0
+        for name in _SHAPES:
+            # getattr by a C function: this is the longest column of most traces
+            raws = list(map(bytes, map(attrgetter(name), args))) if name in present else []
+            columns[name] = self.args_texts.of(raws) if raws else np.zeros(len(args), np.int32)
+            told |= columns[name] != 0
         if told.any():
             _append(self.ops, row=rows[told], **{name: values[told] for name, values in columns.items()})
 
@@ -538,10 +546,13 @@ class _Reader:
         _extend(self.copies, row=rows.tolist(), bytes=size.tolist(), direction=direction)
 
     def _take_comms(self, rows: list[int], raws: list[Raw]) -> None:
-        args, _ = self._decode_args(raws, _CommArgs)
+        args, *_ = self._decode_args(raws, _CommArgs)
         fields = _fields(args, *(name for name in _CommArgs.__struct_fields__ if name not in ("source", "target")))
         target, source = _ints([arg.target for arg in args]), _ints([arg.source for arg in args])
-        _extend(self.comms, row=rows, peer=np.where(target == _NULL, source, target).tolist(), **fields)
+        # both ends may be recorded: the peer is the one that is not this rank's side of the operation
+        receives = np.array([isinstance(arg.op, str) and "recv" in arg.op for arg in args], dtype=np.bool_)
+        first, second = np.where(receives, source, target), np.where(receives, target, source)
+        _extend(self.comms, row=rows, peer=np.where(first == _NULL, second, first).tolist(), **fields)
 
     def _take_instants(self, instants: list[_Instant], at: Ints) -> None:
         self.lost["time"] += int((at == _NULL).sum())
@@ -549,7 +560,7 @@ class _Reader:
         memory = np.flatnonzero(is_memory & (at != _NULL))
         if memory.size:
             chosen = [instants[i] for i in memory.tolist()]
-            args, _ = self._decode_args([event.args for event in chosen], _MemoryArgs)
+            args, *_ = self._decode_args([event.args for event in chosen], _MemoryArgs)
             device = _ints([arg.device for arg in args])
             on_host = _ints([arg.device_type for arg in args]) == 0
             _append(
@@ -573,23 +584,26 @@ class _Reader:
             )
 
     def _take_others(self, events: list[Any]) -> None:
-        for event in events:
-            kind = type(event)
-            if kind is _Meta:
-                if event.name == "thread_name":
-                    self.thread_names[str(event.pid), str(event.tid)] = bytes(event.args)
-                elif event.name == "process_labels":
-                    self.labels[str(event.pid)] = bytes(event.args)
-            elif kind is _Count:
+        metas = [event for event in events if type(event) is _Meta]
+        named = [event for event in metas if event.name == "thread_name"]
+        keys = zip([event.pid for event in named], [event.tid for event in named], strict=True)
+        self.thread_names.update(zip(keys, [bytes(event.args) for event in named], strict=True))
+        for event in metas:
+            if event.name == "process_labels":
+                self.labels[str(event.pid)] = bytes(event.args)
+        rare = [event for event in events if type(event) in _RARE]
+        for event in rare:
+            if type(event) is _Count:
                 self.counts.append(event)
-            elif kind is _Odd:
+            elif type(event) is _Odd:
                 self.lost["odd"] += 1
-            elif kind is _Skipped:
+            else:
                 self.left_out[event.ph] += 1
 
 
 # ---- decoding ----
 
+_RARE: Final = frozenset({_Count, _Odd, _Skipped})
 _READ: Final = ("X", "i", "M", "C", "s", "t", "f")
 _LIST_DECODERS: Final = {
     kind: msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]  # a class held in a variable
@@ -770,7 +784,7 @@ class _Assembly:
         number = {label: i for i, label in enumerate(distinct)}
         self._track_numbers = number
         track_of = np.array([number[label] for label in merged], np.int32)[found] if merged else found.astype(np.int32)
-        names = self._reader.thread_names
+        names = {(str(pid), str(tid)): args for (pid, tid), args in self._reader.thread_names.items()}
         on_gpu = [label[0] == _GPU for label in distinct]
         table = pl.DataFrame(
             {
@@ -956,7 +970,12 @@ class _Assembly:
                 "ranks": ranks if good else None,
                 "size": _small_int(group.get("pg_size")),
             }
-        schema: pl._typing.SchemaDict = {"group": pl.String, "desc": pl.String, "ranks": pl.List(pl.Int32), "size": pl.Int32}
+        schema: pl._typing.SchemaDict = {
+            "group": pl.String,
+            "desc": pl.String,
+            "ranks": pl.List(pl.Int32),
+            "size": pl.Int32,
+        }
         return pl.DataFrame(list(found.values()), schema=schema)
 
     # ---- one row ----
