@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from simulator.worker import C10
+from simulator.worker import C10, COMPUTE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,6 +62,12 @@ SOFTMAX_BACKWARD: Final = (
     "void at::native::(anonymous namespace)::cunn_SoftMaxBackward<8, c10::BFloat16, float, c10::BFloat16, "
     "at::native::LogSoftMaxBackwardEpilogue>(c10::BFloat16*, c10::BFloat16 const*, int)"
 )
+_FUNCTIONS: Final = {
+    "tp": ("_ReduceFromModelParallelRegion", "_CopyToModelParallelRegionBackward"),
+    "cp": ("_AllGatherKeyValue", "_AllGatherKeyValueBackward"),
+    "ep": ("_AllToAll", "_AllToAllBackward"),
+}
+"""Names of the autograd functions around a layer's collectives, forward and backward (as in Megatron-LM)."""
 
 
 @dataclass(frozen=True)
@@ -153,21 +159,21 @@ class Layers:
         full = s.tokens * s.hidden
         if "B" in part:
             self._pointwise_backward("AddBackward0", "aten::add", ADD, full)
-            self._collective("ep", "all_to_all", full, full)
+            self._collective_backward("ep", "all_to_all", full, full)
         self._linear_backward(s.tokens, s.ffn // c.tp, s.hidden, part)
         if "B" in part:
             self._pointwise_backward("GeluBackward0", "aten::gelu_backward", GELU, s.tokens * s.ffn // c.tp)
         self._linear_backward(s.tokens, s.hidden, s.ffn // c.tp, part)
         if "B" in part:
-            self._collective("tp", "all_reduce", full, full)
-            self._collective("ep", "all_to_all", full, full)
+            self._collective_backward("tp", "all_reduce", full, full)
+            self._collective_backward("ep", "all_to_all", full, full)
         self._linear_backward(s.tokens, inner, s.hidden, part)
         if "B" in part:
             self._attention_backward(s)
-            self._collective("cp", "reduce_scatter", 2 * s.tokens * inner * c.cp, 2 * s.tokens * inner)
+            self._collective_backward("cp", "reduce_scatter", 2 * s.tokens * inner * c.cp, 2 * s.tokens * inner)
         self._linear_backward(s.tokens, s.hidden, 3 * inner, part)
         if "B" in part:
-            self._collective("tp", "all_reduce", full, full)
+            self._collective_backward("tp", "all_reduce", full, full)
             self._pointwise_backward(
                 "NativeLayerNormBackward0", "aten::native_layer_norm_backward", NORM_BACKWARD, full
             )
@@ -195,9 +201,19 @@ class Layers:
         return elements * self.w.element / self.c.memory_bytes_per_ns
 
     def _collective(self, key: str, op: str, elements_in: int, elements_out: int) -> None:
-        done = self.w.collective(key, op, elements_in, elements_out)
-        if done is not None:
-            self.w.stream_waits(7, done)
+        """Communicate in a forward: an autograd function of the framework around the collective."""
+        if key in self.w.groups:
+            with self.w.op(_FUNCTIONS[key][0], sequence=self._forward_sequence()):
+                self._communicate(key, op, elements_in, elements_out)
+
+    def _collective_backward(self, key: str, op: str, elements_in: int, elements_out: int) -> None:
+        """Communicate in a backward."""
+        if key in self.w.groups:
+            with self._node(_FUNCTIONS[key][1]):
+                self._communicate(key, op, elements_in, elements_out)
+
+    def _communicate(self, key: str, op: str, elements_in: int, elements_out: int) -> None:
+        self.w.stream_waits(COMPUTE, self.w.collective(key, op, elements_in, elements_out))
 
     def _forward_sequence(self) -> tuple[int, int]:
         self._sequence += 1
