@@ -41,6 +41,7 @@ ALL: Final = "all"
 PER_RANK_STEP: Final = ("rank", "step", "role", "comm_ns", "overlap_ns", "exposed_ns")
 HIDEABLE: Final = ("dp", "fsdp")
 """Roles whose communication can run beside the compute of the same step; that of the others is waited for by design."""
+_TOLD: Final = ("symmetric", "arrival", "slots", "partial")
 
 
 def per_rank(rank: RankView, facts: Tables, _settings: Settings) -> Tables:
@@ -59,21 +60,23 @@ def per_rank(rank: RankView, facts: Tables, _settings: Settings) -> Tables:
     for role in sorted(comm["role"].drop_nulls().unique().to_list()):
         found = _row(windows, comm.filter(pl.col("role") == role), compute, role)
         rows.append(found.filter(pl.col("comm_ns") > 0))
-    return {"rows": pl.concat(rows), "ops": _ops(rank, comm, compute)}
+    told = comm.group_by("role").agg(ns=pl.col("dur_ns").sum(), told_ns=pl.col("dur_ns").filter("told").sum())
+    return {"rows": pl.concat(rows), "ops": _ops(rank, comm, compute), "told": told.sort("role")}
 
 
 def with_roles(comm: pl.DataFrame, waits: pl.DataFrame | None) -> pl.DataFrame:
-    """Add `role` (null before the join) and `moves_ns`, where waiting ends, clamped to the communication.
+    """Add `role` (null before the join), `moves_ns`, where waiting ends, clamped to the communication, and `told`.
 
     `comm` has event, start_ns, end_ns; row order is kept.
     """
     if waits is None:
-        return comm.with_columns(moves_ns=pl.col("start_ns"), role=pl.lit(None, pl.String))
-    known = waits.select("event", "wait_end_ns", pl.col("role").cast(pl.String))
+        return comm.with_columns(moves_ns=pl.col("start_ns"), role=pl.lit(None, pl.String), told=pl.lit(False))
+    known = waits.select("event", "wait_end_ns", "basis", pl.col("role").cast(pl.String))
     return comm.join(
         known.unique("event", keep="first", maintain_order=True), on="event", how="left", maintain_order="left"
     ).with_columns(
-        moves_ns=pl.col("wait_end_ns").fill_null(pl.col("start_ns")).clip(pl.col("start_ns"), pl.col("end_ns"))
+        moves_ns=pl.col("wait_end_ns").fill_null(pl.col("start_ns")).clip(pl.col("start_ns"), pl.col("end_ns")),
+        told=(pl.col("wait_end_ns").is_not_null() & pl.col("basis").is_in(_TOLD)).fill_null(False),
     )
 
 
@@ -148,7 +151,7 @@ def analyze(parts: Tables, _run: RunView, _settings: Settings) -> Result:
         headline=[Headline("Communication overlapped", metrics["overlap_share"], "share", 30, covering)],
         tables=tables,
         charts=_charts(tables),
-        findings=_findings(rows, tables["ops"], window, roles),
+        findings=_findings(rows, tables["ops"], parts["told"], window, roles),
         notes=notes,
     )
 
@@ -195,8 +198,14 @@ def _charts(tables: Tables) -> list[Chart]:
     return charts
 
 
-def _findings(rows: pl.DataFrame, ops: pl.DataFrame, window: int, roles: Sequence[str]) -> list[Finding]:
-    """Return one finding a role whose data moves while nothing computes; waiting is not this question's."""
+def _findings(
+    rows: pl.DataFrame, ops: pl.DataFrame, told: pl.DataFrame, window: int, roles: Sequence[str]
+) -> list[Finding]:
+    """Return one finding a role whose data moves while nothing computes; waiting is not this question's.
+
+    Where waiting is not told apart, exposed time may be another rank's doing: it takes more to be a warning, and it is
+    never critical.
+    """
     found = []
     for role in roles or [ALL]:
         mine = rows.filter((pl.col("role") == role) & (pl.col("moving_exposed_ns") > 0))
@@ -205,19 +214,22 @@ def _findings(rows: pl.DataFrame, ops: pl.DataFrame, window: int, roles: Sequenc
             continue
         of_role = ops.with_row_index("row").filter((pl.col("role") == role) if roles else pl.lit(True)).head(5)
         top = of_role.row(0, named=True)
+        mine_told = told.filter(pl.col("role") == role) if roles else told
+        sure = 2 * int(mine_told["told_ns"].sum()) > int(mine_told["ns"].sum())
+        grave = severity(part, 0.10, 0.30) if sure else severity(part, 0.20, 2.0)
         saving = mine.select("rank", "step", "at_ns", pl.col("moving_exposed_ns").alias("ns"))
         found.append(
             Finding(
                 id=f"overlap.exposed.{role}",
                 analysis="overlap",
-                severity=severity(part, 0.10, 0.30) if role in HIDEABLE else "info",
+                severity=grave if role in HIDEABLE else "info",
                 title=f"{'Communication' if role == ALL else f'{role} communication'} runs with no compute beside it",
                 detail=f"{percent(part)} of step time; most of it {top['op'] or 'of unknown kind'} "
                 f"({top['count']} kernels, {milliseconds(top['exposed_ns'])} of {milliseconds(top['ns'])} exposed).",
                 advice=_advice(role),
-                confidence="high" if roles else "low",
+                confidence="high" if sure else "low",
                 confidence_why="measured on matched communication, waiting for other ranks left out"
-                if roles
+                if sure
                 else "waiting for other ranks could not be told apart, so less may be recoverable",
                 saving=saving.select(pl.col(n).cast(t) for n, t in SAVING_SCHEMA.items()).sort("rank", "step", "at_ns"),
                 evidence=(("ops", tuple(of_role["row"].to_list())),),

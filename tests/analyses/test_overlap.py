@@ -100,6 +100,13 @@ def test_without_roles_the_finding_says_what_is_not_known() -> None:
     assert any("not known" in note for note in result.notes)
 
 
+@pytest.mark.parametrize(("length", "expected"), [(15, "info"), (40, "warning"), (900, "warning")])
+def test_exposed_time_that_may_be_waiting_is_judged_with_care(length: int, expected: str) -> None:
+    activities = [(0, 100, "compute"), (100, length, "comm")]
+    result = one(activities, (1, 0, 100 + length), facts=waits((1, None, "fsdp")))
+    assert [(f.severity, f.confidence) for f in result.findings] == [(expected, "low")]
+
+
 def test_hidden_communication_gives_no_finding() -> None:
     assert not one([(0, 100, "compute"), (10, 50, "comm")], (1, 0, 100), facts=waits((1, None, "dp"))).findings
 
