@@ -75,7 +75,7 @@ def comms(
     `gpu`, `comm_args`, `process_groups` are the tables of those names. Ranks of a group that its kernels do not tell
     are taken from `process_groups`.
     """
-    kernels = gpu.filter(pl.col("kind") == "comm")
+    kernels = gpu.filter(pl.col("kind") == "comm").drop("op")
     if not kernels.height:
         return empty("comms")
     args = comm_args.select("event", *_ARGS).unique("event", keep="first", maintain_order=True)
