@@ -36,6 +36,8 @@ class Ingested:
 
     view: RunView
     ranks: tuple[StoredRank, ...]
+    uses: pl.DataFrame
+    """What each rank sends over which communicator, as join.groups.SEEN_SCHEMA."""
     damaged: tuple[str, ...]
     """Sources that were cut, or could not be read at all although their format is known."""
 
@@ -140,7 +142,20 @@ def _assemble(run: str, found: Discovery, reports: Sequence[SourceReport], setti
         notes=tuple(notes),
     )
     damaged = tuple(r.source.display for r in reports if r.error or not r.row["complete"] or r.row["dropped"])
-    return Ingested(view, handles, damaged)
+    return Ingested(view, handles, _uses(chosen), damaged)
+
+
+def _uses(chosen: Mapping[int, list[Claim]]) -> pl.DataFrame:
+    import polars as pl  # noqa: PLC0415 - see _assemble
+
+    from tracetool.join.groups import SEEN_SCHEMA  # noqa: PLC0415 - same
+
+    rows = [
+        (rank, use.group, use.desc, use.ranks, use.size, use.op, use.phase, use.count)
+        for rank, claims in chosen.items()
+        for use in claims[0].summary.groups
+    ]
+    return pl.DataFrame(rows, schema=SEEN_SCHEMA, orient="row")
 
 
 def _handle(rank: int, claims: list[Claim], settings: Settings, root: Path) -> StoredRank:

@@ -23,6 +23,18 @@ if TYPE_CHECKING:
     from tracetool.tables import Tables
 
 
+class GroupUse(msgspec.Struct, frozen=True):
+    """How often a rank did one operation over one communicator in one phase."""
+
+    group: str
+    desc: str | None
+    ranks: list[int] | None
+    size: int | None
+    op: str | None
+    phase: str | None
+    count: int
+
+
 class RankSummary(msgspec.Struct, frozen=True):
     """What one source tells of one rank, small enough to come back from a worker."""
 
@@ -35,6 +47,7 @@ class RankSummary(msgspec.Struct, frozen=True):
     first_unix_ns: int | None
     last_unix_ns: int | None
     features: list[str]
+    groups: list[GroupUse] = []
 
 
 @dataclass(frozen=True)
@@ -71,15 +84,22 @@ def derive_settings(settings: Settings) -> Settings:
 
 
 @cache
+def core_key() -> str:
+    """Return a hash of the core's code and facts: whatever it made is stale when this changes."""
+    home = Path(tracetool.__file__).parent
+    return _hash_files([*sorted(home.rglob("*.py")), *sorted(home.glob("*.json"))])
+
+
+@cache
 def code_key(package: str, module: str) -> str:
     """Return a hash of the code that makes tables: all of the core and one plug-in with its private siblings."""
-    core = sorted(Path(tracetool.__file__).parent.rglob("*.py")) + sorted(
-        Path(tracetool.__file__).parent.glob("*.json")
-    )
     folder = Path(registry.package_path(package))
-    plugin = [folder / f"{module}.py", *sorted(folder.glob("_*.py"))]
+    return core_key() + _hash_files([folder / f"{module}.py", *sorted(folder.glob("_*.py"))])
+
+
+def _hash_files(files: list[Path]) -> str:
     digest = hashlib.blake2b(digest_size=20)
-    for file in [*core, *plugin]:
+    for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -200,4 +220,24 @@ def summarize(local: int | None, base: Tables, derived: Tables) -> RankSummary:
         first_unix_ns=events["start_ns"][0] + unix if events is not None and has_events and unix is not None else None,
         last_unix_ns=events["start_ns"][-1] + unix if events is not None and has_events and unix is not None else None,
         features=[name for name, need in NEEDS.items() if need.met(both.get)],
+        groups=_group_uses(derived),
     )
+
+
+def _group_uses(derived: Tables) -> list[GroupUse]:
+    import polars as pl  # noqa: PLC0415 - only workers need it
+
+    comms = derived.get("comms")
+    if comms is None or not comms.height:
+        return []
+    text = [pl.col(name).cast(pl.String) for name in ("group", "group_desc", "op")]
+    keys = ["group", "group_desc", "group_ranks", "group_size", "op", "phase"]
+    counted = (
+        comms.select("event", *text, "group_ranks", "group_size")
+        .join(derived["gpu"].select("event", pl.col("phase").cast(pl.String)), on="event", how="left")
+        .filter(pl.col("group").is_not_null())
+        .group_by(keys)
+        .agg(count=pl.len())
+        .sort("group", "op", "phase", pl.col("group_ranks").list.len(), "group_desc", "count")
+    )
+    return [GroupUse(*row) for row in counted.select(*keys, "count").iter_rows()]

@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -15,6 +16,7 @@ from tracetool import engine, registry, store
 from tracetool.engine import in_order
 from tracetool.errors import TracetoolError, UsageError
 from tracetool.ingest import Ingested, ingest
+from tracetool.joinmap import Joined, facts_of, join
 from tracetool.needs import NEEDS
 from tracetool.read import code_key, settings_key
 from tracetool.results import Finding, Result, skipped
@@ -46,6 +48,10 @@ class RankJob(NamedTuple):
     rank: StoredRank
     names: tuple[str, ...]
     settings: Settings
+    facts: str
+    """Folder of what the join found; empty when there was none."""
+    groups: tuple[int, ...]
+    """Groups of that folder which this rank belongs to."""
     keep: bool
     """Keep the answers in the store, for the next report on the same traces."""
 
@@ -55,7 +61,7 @@ def analyze_rank(job: RankJob) -> dict[str, Answer]:
 
     A failure is the answer of that one analysis; the others go on.
     """
-    facts: Tables = {}
+    facts = facts_of(job.facts, job.groups, job.rank.rank) if job.facts else {}
     return {name: _answer(job, name, facts) for name in job.names}
 
 
@@ -83,7 +89,8 @@ def _kept_folder(job: RankJob, name: str) -> Path | None:
     if job.rank.derived is None or len(job.rank.base) > 1:
         return None
     key = hashlib.blake2b(
-        f"{code_key('tracetool.analyses', name)} {settings_key(job.settings)} {job.rank}".encode(), digest_size=16
+        f"{code_key('tracetool.analyses', name)} {settings_key(job.settings)} {job.rank} {job.facts}".encode(),
+        digest_size=16,
     )
     return Path(job.rank.derived).parent / f"p-{name}-{key.hexdigest()}"
 
@@ -133,6 +140,7 @@ class Run:
     def __init__(
         self,
         ingested: Ingested,
+        joined: Joined,
         settings: Settings,
         opened: Store,
         *,
@@ -144,6 +152,9 @@ class Run:
         self.damaged = ingested.damaged
         """Sources that were cut, repaired by leaving events out, or could not be read."""
         self._ingested = ingested
+        self._joined = joined
+        view = ingested.view
+        self._view = replace(view, joined={**view.joined, **joined.tables}, notes=(*view.notes, *joined.notes))
         self._store = opened
         self._how = how
         self._progress = progress
@@ -162,8 +173,8 @@ class Run:
 
     @property
     def view(self) -> RunView:
-        """The small tables of the run: ranks, sources, steps, quality."""
-        return self._ingested.view
+        """The small tables of the run: ranks, sources, steps, quality, and what the join found."""
+        return self._view
 
     @property
     def ranks(self) -> list[int]:
@@ -209,7 +220,10 @@ class Run:
         for stored in self._ingested.ranks:
             mine = tuple(name for name in ready if stored.rank in able[name])
             if mine:
-                jobs.append(RankJob(stored, mine, self.settings, self._store.persistent))
+                groups = self._joined.groups_of.get(stored.rank, ())
+                jobs.append(
+                    RankJob(stored, mine, self.settings, self._joined.folder, groups, keep=self._store.persistent)
+                )
         done = 0
 
         def finished(_: int) -> None:
@@ -308,7 +322,17 @@ def open_run(
             ingested = ingest(
                 os.fspath(path), settings, opened, lambda jobs, size: how.executor(pools, jobs, size), progress
             )
+            size = sum(ingested.view.sources["bytes"].to_list())
+            joined = join(
+                ingested.ranks,
+                ingested.uses,
+                ingested.view.ranks,
+                settings,
+                opened,
+                pool=how.executor(pools, len(ingested.ranks), size),
+                progress=progress,
+            )
     except BaseException:
         closing.close()
         raise
-    return Run(ingested, settings, opened, how=how, progress=progress, closing=closing)
+    return Run(ingested, joined, settings, opened, how=how, progress=progress, closing=closing)

@@ -17,7 +17,7 @@ An operation in flight for less than a tenth of its timeout is no hang.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 import polars as pl
@@ -42,6 +42,7 @@ _ONE_SIDED: Final = frozenset({"broadcast", "reduce", "gather", "scatter"})
 """Operations that some members may complete while others still wait."""
 _YOUNG: Final = 0.1
 _LATE: Final = 0.5
+_FEW: Final = 2
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ def diagnose(state: State, file_unix_ns: Mapping[int, int]) -> Diagnosis:
         reason = f"The oldest operation in flight had waited {share} of its timeout when it was dumped."
         return Diagnosis("none", (), "medium" if missing else "high", (reason,), None, edges)
     verdict = _from_graph(state, edges, stuck, missing)
-    if young and verdict.cause != "none":
-        why = (*verdict.why, "The operations in flight are far younger than their timeout.")
-        return Diagnosis(verdict.cause, verdict.culprits, "low", why, verdict.operation, verdict.edges)
-    return verdict
+    doubts = ["The operations in flight are far younger than their timeout."] if young else []
+    if state.lossy:
+        doubts.append(f"The ring buffers of ranks {rank_text(state.lossy)} lost operations in flight.")
+    return replace(verdict, confidence="low", why=(*verdict.why, *doubts)) if doubts else verdict
 
 
 # ---- the graph ----
@@ -308,9 +309,9 @@ def _blame(
     if asked:
         confidence = "medium"
         why.append(f"Ranks {rank_text(asked)} are waited for too and left no dump: unknown.")
-    if len(culprits) * 2 > len(state.world):
-        confidence = "low"
-        why.append("More than half of the ranks look like this.")
+    if len(culprits) > max(_FEW, len(state.world) // 8):
+        confidence = "low" if len(culprits) * 2 > len(state.world) else "medium"
+        why.append(f"{len(culprits)} of {len(state.world)} ranks look like this: a common cause is likelier than each.")
     if missing and not asked:
         why.append(f"{len(missing)} dumps are missing, of ranks nobody waits for.")
     return Diagnosis(cause, tuple(culprits), confidence, tuple(why), operation, edges)

@@ -7,6 +7,9 @@ A rank's own counters (`group_status`) are believed for a group only if nobody s
 count those too, and if no rank has launched more than it recorded. A rank whose dump holds no record does not say
 which group a counter belongs to. Groups are created in one order, so counters and names in numerical order belong
 together; that is believed if it holds for every rank whose records show it, and for at least one.
+
+A ring buffer may lose even operations in flight: where all ranks' buffers are full of them and a counter names an
+older one, the counter is right.
 """
 
 from __future__ import annotations
@@ -58,6 +61,8 @@ class State:
     world: tuple[int, ...]
     stale: tuple[int, ...]
     """Ranks whose dump is of an earlier start of the job: left aside."""
+    lossy: frozenset[int]
+    """Ranks whose ring buffer lost operations in flight: their oldest one is known from counters at best."""
 
 
 def rank_text(ranks: Iterable[int]) -> str:
@@ -120,7 +125,7 @@ def gather(parts: Mapping[str, pl.DataFrame], incomplete: frozenset[str], world_
         if mixes:
             mixed.add(group)
     recorders = frozenset(dumps.filter(pl.col("kind") == "recorder")["rank"].to_list())
-    _believe_counters(lanes, mixed, kept["status"], group_of, recorders)
+    lossy = _believe_counters(lanes, mixed, kept["status"], group_of, recorders, _overrun(dumps))
     busy = frozenset(
         rank for side in (lanes, p2p) for by in side.values() for rank, lane in by.items() if lane.oldest is not None
     )
@@ -143,6 +148,7 @@ def gather(parts: Mapping[str, pl.DataFrame], incomplete: frozenset[str], world_
         idle=known - busy - behind - partial - silent,
         world=world,
         stale=tuple(stale),
+        lossy=lossy,
     )
 
 
@@ -226,8 +232,13 @@ def _believe_counters(
     status: pl.DataFrame,
     group_of: Mapping[tuple[int, str], int],
     recorders: frozenset[int],
-) -> None:
-    """Add to the lanes what the ranks' own counters say, where they can be believed (module docstring)."""
+    overrun: frozenset[int],
+) -> frozenset[int]:
+    """Add to the lanes what the ranks' own counters say, where they can be believed (module docstring).
+
+    Returns the ranks of which records in flight were overwritten.
+    """
+    lossy = set()
     votes = status["order_agrees"].drop_nulls()
     orderly = votes.len() > 0 and bool(votes.all())
     rows = []
@@ -251,4 +262,17 @@ def _believe_counters(
         oldest = lane.oldest
         if lane.newest is None and enqueued > completed:  # nothing but counters
             oldest = completed + 1 if completed > 0 else 1
+        elif oldest is not None and rank in overrun and 0 <= completed < oldest - 1:
+            lossy.add(rank)
+            oldest = completed + 1
         lanes[group][rank] = replace(lane, oldest=oldest, newest=newest, done=done, settled=True)
+    return frozenset(lossy)
+
+
+def _overrun(dumps: pl.DataFrame) -> frozenset[int]:
+    """Return the ranks whose ring buffer is full of operations in flight, if all ranks' buffers look full."""
+    recorders = dumps.filter(pl.col("kind") == "recorder", pl.col("entries") > 0)
+    full = (pl.col("first_record") > 0) & (pl.col("last_record") - pl.col("first_record") + 1 == pl.col("entries"))
+    if recorders.is_empty() or recorders["entries"].n_unique() > 1 or not recorders.select(full.all()).item():
+        return frozenset()
+    return frozenset(recorders.filter(pl.col("finished") == 0)["rank"].to_list())

@@ -1,0 +1,112 @@
+"""Groups: identity by name and ranks, roles by description or by use, and `other` where in doubt."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from tracetool.join.groups import SEEN_SCHEMA, grid, role_by_name, role_by_use, unify
+from tracetool.tables import empty, frame
+
+Seen = tuple[int, str, str | None, list[int] | None, int | None, str, str, int]
+
+
+def _unify(*seen: Seen, listed: pl.DataFrame | None = None) -> pl.DataFrame:
+    table = pl.DataFrame(list(seen), schema=SEEN_SCHEMA, orient="row")
+    return unify(table, empty("process_groups") if listed is None else listed)
+
+
+@pytest.mark.parametrize(
+    ("text", "role"),
+    [
+        ("DATA_PARALLEL_GROUP_WITH_CP", "dp"),
+        ("TENSOR_MODEL_PARALLEL_GROUP", "tp"),
+        ("PIPELINE_MODEL_PARALLEL_GROUP", "pp"),
+        ("EXPERT_MODEL_PARALLEL_GROUP", "ep"),
+        ("EXPERT_DATA_PARALLEL_GROUP", "dp"),
+        ("EXPERT_TENSOR_PARALLEL_GROUP", "tp"),
+        ("CONTEXT_PARALLEL_GROUP", "cp"),
+        ("MODEL_PARALLEL_GROUP", "other"),
+        ("EMBEDDING_GROUP", "other"),
+        ("TENSOR_AND_DATA_PARALLEL_GROUP_WITH_CP", "other"),
+        ("mesh_tp", "tp"),
+        ("mesh_dp_replicate", "dp"),
+        ("mesh_dp_shard", "fsdp"),
+        ("mesh_dp_shard_cp", "fsdp"),
+        ("mesh_dp_cp", "other"),
+        ("mesh_pp_tp", "other"),
+        ("mesh_pp", "pp"),
+        ("mesh_ep", "ep"),
+        ("mesh_sp", "sp"),
+        ("data_parallel", "dp"),
+        ("default_pg", None),
+        ("undefined", None),
+        ("17", None),
+        (None, None),
+        ("my_group", None),
+    ],
+)
+def test_role_by_name(text: str | None, role: str | None) -> None:
+    assert role_by_name(text) == role
+
+
+@pytest.mark.parametrize(
+    ("counts", "role"),
+    [
+        ({("send", "forward"): 4, ("recv", "other"): 4}, "pp"),
+        ({("send_recv", "forward"): 4, ("send_recv", "backward"): 4}, "other"),
+        ({("all_gather", "forward"): 2, ("all_gather", "backward"): 2, ("reduce_scatter", "backward"): 2}, "fsdp"),
+        ({("all_gather", "forward"): 2, ("reduce_scatter", "forward"): 2, ("reduce_scatter", "backward"): 1}, "other"),
+        ({("all_reduce", "forward"): 2, ("all_reduce", "backward"): 2}, "tp"),
+        ({("all_reduce", "backward"): 2, ("broadcast", "forward"): 1}, "dp"),
+        ({("all_reduce", "optimizer"): 1}, "other"),
+        ({("all_to_all", "forward"): 2}, "other"),
+    ],
+)
+def test_role_by_use(counts: dict[tuple[str, str], int], role: str) -> None:
+    assert role_by_use(counts) == role
+
+
+def test_one_communicator_seen_from_all_its_ranks_is_one_group() -> None:
+    groups = _unify(
+        (0, "1", "mesh_tp", [0, 1], 2, "all_reduce", "forward", 3),
+        (1, "1", "mesh_tp", [0, 1], 2, "all_reduce", "forward", 3),
+    )
+    assert groups.rows() == [(0, "1", "mesh_tp", [0, 1], 2, [0, 1], "tp", "description", 6)]
+
+
+def test_one_name_with_other_ranks_is_another_group() -> None:
+    groups = _unify(
+        (0, "1", None, [0, 1], 2, "all_reduce", "backward", 1),
+        (1, "1", None, [0, 1], 2, "all_reduce", "backward", 1),
+        (2, "1", None, [2, 3], 2, "all_reduce", "backward", 1),
+    )
+    assert groups.select("group_id", "ranks", "members").rows() == [(0, [0, 1], [0, 1]), (1, [2, 3], [2])]
+
+
+def test_members_come_from_the_listed_process_groups_where_the_kernels_do_not_tell() -> None:
+    listed = frame("process_groups", {"rank": [0], "group": ["g"], "desc": ["dp"], "ranks": [[0, 4]], "size": [2]})
+    groups = _unify((0, "g", None, None, None, "all_reduce", "backward", 1), listed=listed)
+    assert groups.select("ranks", "size", "role").rows() == [([0, 4], 2, "dp")]
+
+
+def test_unknown_members_are_joined_only_when_the_size_fits() -> None:
+    fits = _unify(*((rank, "g", None, None, 2, "all_reduce", "backward", 1) for rank in (0, 1)))
+    assert fits["members"].to_list() == [[0, 1]]
+    apart = _unify(*((rank, "g", None, None, 2, "all_reduce", "backward", 1) for rank in (0, 1, 2)))
+    assert apart["members"].to_list() == [[0], [1], [2]]
+    assert apart["ranks"].to_list() == [[], [], []]
+
+
+def test_the_grid_is_the_commonest_size_of_each_role() -> None:
+    groups = _unify(
+        *((rank, "t", "mesh_tp", [0, 1], 2, "all_reduce", "forward", 1) for rank in (0, 1)),
+        (0, "d", "mesh_dp", [0, 2, 4, 6], 4, "all_reduce", "backward", 1),
+        (0, "x", None, [0], 1, "barrier", "other", 1),
+    )
+    assert grid(groups) == {"dp": 4, "tp": 2}
+
+
+def test_nothing_seen_is_no_group() -> None:
+    assert _unify().height == 0
+    assert grid(_unify()) == {}

@@ -1,0 +1,189 @@
+"""Which communicators are the same one, seen from several ranks, and what each is for.
+
+A group is known by its name *and* its ranks: names are counted per process in some programs and say nothing alone.
+Its role comes from its description or name where a framework gives one; else from what is sent over it, and only
+where that leaves no doubt; else it is `other`: a wrong role is worse than none.
+
+Names: Megatron-LM `megatron/core/parallel_state.py` (core 0.12: TENSOR_MODEL_PARALLEL_GROUP, …), PyTorch DeviceMesh
+(`torch/distributed/device_mesh.py`, 2.9: `mesh_<dimension>`), torchtitan dimensions (`torchtitan/distributed/
+parallel_dims.py`: dp_replicate, dp_shard, dp_shard_cp, cp, tp, pp, ep, …), DeepSpeed (`deepspeed/utils/groups.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+import polars as pl
+
+ROLES: Final = ("dp", "fsdp", "tp", "sp", "pp", "ep", "cp", "other")
+P2P_OPS: Final = ("send", "recv", "send_recv")
+
+SEEN_SCHEMA: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
+    "rank": pl.Int32,
+    "group": pl.String,
+    "desc": pl.String,
+    "ranks": pl.List(pl.Int32),
+    "size": pl.Int32,
+    "op": pl.String,
+    "phase": pl.String,
+    "count": pl.Int64,
+}
+"""What every rank tells of its groups: how many communications of each op and phase it took part in."""
+
+_WORDS: Final[tuple[tuple[str, str], ...]] = (
+    # groups that span two dimensions or single out some ranks: their traffic is none of the plain roles
+    (
+        r"(tensor|model).*(and|x).*(data|context|expert)|embedding|intra_distributed_optimizer|model_parallel_group",
+        "other",
+    ),
+    (r"dp_cp|loss", "other"),
+    (r"expert_tensor", "tp"),
+    (r"expert_data|data_modulo_expert|expert_dp|edp", "dp"),
+    (r"fsdp|dp_shard|shard|zero", "fsdp"),
+    (r"expert|(^|_)ep(_|$)|moe", "ep"),
+    (r"context|(^|_)cp(_|$)|ring_attn", "cp"),
+    (r"sequence|ulysses|(^|_)sp(_|$)", "sp"),
+    (r"pipeline|pipe|(^|_)pp(_|$)", "pp"),
+    (r"data|replicate|ddp|(^|_)dp(_|$)", "dp"),
+    (r"tensor|(^|_)e?tp(_|$)|model_parallel|(^|_)mp(_|$)", "tp"),
+)
+_MODEL_PARALLEL: Final = re.compile(r"(tensor|pipeline|expert)_model_parallel")
+
+
+def role_by_name(text: str | None) -> str | None:
+    """Return the role that a group's description or name states; None when it states none."""
+    words = re.sub(r"[^a-z0-9]+", "_", (text or "").lower()).removeprefix("mesh_").removesuffix("_with_cp").strip("_")
+    if not re.search(r"[a-z]", words) or words in {"undefined", "default_pg", "default", "world"}:
+        return None
+    megatron = _MODEL_PARALLEL.search(words)
+    if megatron and not re.search(r"_and_|embedding", words):
+        return {"tensor": "tp", "pipeline": "pp", "expert": "ep"}[megatron[1]]
+    dimensions = {word for word in words.split("_") if word in {"dp", "tp", "pp", "cp", "ep", "sp"}}
+    if len(dimensions) > 1 and "shard" not in words:
+        return "other"
+    for pattern, role in _WORDS:
+        if re.search(pattern, words):
+            return role
+    return None
+
+
+def role_by_use(counts: dict[tuple[str, str], int]) -> str:
+    """Return the role that (op, phase) → count leaves no doubt of, else `other`.
+
+    Sends and receives that backward never launches: a pipeline (ring attention also sends inside backward).
+    Parameters gathered in forward and gradients scattered in backward only: fsdp (sequence parallelism scatters in
+    forward too). All-reduce in forward and backward alike: tp; in backward alone: dp.
+    """
+    ops = {op for op, _ in counts}
+
+    def used(op: str, phase: str) -> bool:
+        return counts.get((op, phase), 0) > 0
+
+    backward_phases = ("backward", "recompute")
+    if ops <= set(P2P_OPS):
+        return "other" if any(used(op, phase) for op in P2P_OPS for phase in backward_phases) else "pp"
+    if {"all_gather", "reduce_scatter"} <= ops <= {"all_gather", "reduce_scatter", "all_reduce", "broadcast"}:
+        scattered_forward = used("reduce_scatter", "forward")
+        return "fsdp" if used("all_gather", "forward") and not scattered_forward else "other"
+    if "all_reduce" in ops <= {"all_reduce", "broadcast", "barrier"}:
+        forward, backward = used("all_reduce", "forward"), used("all_reduce", "backward")
+        if forward and backward:
+            return "tp"
+        return "dp" if backward else "other"
+    return "other"
+
+
+def unify(seen: pl.DataFrame, listed: pl.DataFrame) -> pl.DataFrame:
+    """Return the groups of the run, one row each, sorted by (ranks, name).
+
+    `seen` is SEEN_SCHEMA; `listed` is table `process_groups` of all ranks: it fills in members that communications
+    do not carry. Columns: group_id, group, desc, ranks (empty when unknown), size, members (ranks that were traced and
+    used it), role, role_source (description, operations or none), count.
+
+    A group whose ranks nobody tells is put together from the ranks that use its name only if they are as many as
+    its size says; else each rank's use of it stands alone.
+    """
+    if not seen.height:
+        return pl.DataFrame(schema=_GROUP_SCHEMA)
+    listing = listed.select("rank", "group", listed_ranks="ranks", listed_desc="desc").unique(
+        ["rank", "group"], keep="first", maintain_order=True
+    )
+    filled = (
+        seen.filter(pl.col("group").is_not_null())
+        .join(listing, on=["rank", "group"], how="left", maintain_order="left")
+        .with_columns(ranks=pl.coalesce("ranks", "listed_ranks").list.sort(), desc=pl.coalesce("desc", "listed_desc"))
+        .with_columns(size=pl.coalesce("size", pl.col("ranks").list.len().cast(pl.Int32)))
+    )
+    uses_of: dict[tuple[tuple[int, ...], str], list[_Use]] = {}
+    for row in filled.sort("group", "rank", "op", "phase").iter_rows(named=True):
+        use = _Use(row["rank"], row["desc"], row["size"], row["op"] or "unknown", row["phase"] or "other", row["count"])
+        uses_of.setdefault((tuple(row["ranks"] or ()), row["group"]), []).append(use)
+    rows = []
+    for (ranks, name), uses in sorted(uses_of.items()):
+        for members, known in _members(ranks, uses):
+            rows.append(_group(name, known, [use for use in uses if use.rank in members]))
+    return pl.DataFrame([{"group_id": number, **row} for number, row in enumerate(rows)], schema=_GROUP_SCHEMA)
+
+
+class _Use(NamedTuple):
+    """One rank's communications of one operation and phase over one group."""
+
+    rank: int
+    desc: str | None
+    size: int | None
+    op: str
+    phase: str
+    times: int
+
+
+_GROUP_SCHEMA: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
+    "group_id": pl.Int32,
+    "group": pl.String,
+    "desc": pl.String,
+    "ranks": pl.List(pl.Int32),
+    "size": pl.Int32,
+    "members": pl.List(pl.Int32),
+    "role": pl.String,
+    "role_source": pl.String,
+    "count": pl.Int64,
+}
+
+
+def _members(ranks: tuple[int, ...], uses: list[_Use]) -> list[tuple[set[int], tuple[int, ...]]]:
+    """Return the sets of ranks that use one communicator together, each with the ranks it is known to have."""
+    users = {use.rank for use in uses}
+    if ranks:
+        # a rank that is no member by its own list used another communicator of the same name
+        return [(users & set(ranks), ranks)] if users & set(ranks) else []
+    if {use.size for use in uses} == {len(users)}:
+        return [(users, tuple(sorted(users)))]
+    return [({user}, ()) for user in sorted(users)]
+
+
+def _group(name: str, ranks: tuple[int, ...], uses: list[_Use]) -> dict[str, object]:
+    desc = next((use.desc for use in uses if use.desc), None)
+    counts: dict[tuple[str, str], int] = {}
+    for use in uses:
+        counts[use.op, use.phase] = counts.get((use.op, use.phase), 0) + use.times
+    named = role_by_name(desc) or role_by_name(name)
+    role = named or role_by_use(counts)
+    return {
+        "group": name,
+        "desc": desc,
+        "ranks": list(ranks),
+        "size": next((use.size for use in uses if use.size is not None), len(ranks) or None),
+        "members": sorted({use.rank for use in uses}),
+        "role": role,
+        "role_source": "description" if named else "operations" if role != "other" else "none",
+        "count": sum(counts.values()),
+    }
+
+
+def grid(groups: pl.DataFrame) -> dict[str, int]:
+    """Return the size of each parallel dimension that the groups show: the commonest size of its role, roles sorted."""
+    sizes: dict[str, list[int]] = {}
+    for role, size in groups.select("role", "size").iter_rows():
+        if role != "other" and size:
+            sizes.setdefault(role, []).append(size)
+    return {role: max(sorted(set(found)), key=found.count) for role, found in sorted(sizes.items())}
