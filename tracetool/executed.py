@@ -42,6 +42,7 @@ CALLS_SCHEMA: Final = {
     "step": pl.Int32,
     "phase": pl.String,
     **flops.WORK_SCHEMA,
+    "peak_dtype": pl.String,
     "kernels": pl.Int32,
     "kernel_ns": pl.Int64,
 }
@@ -58,10 +59,11 @@ COVERAGE_SCHEMA: Final = {
 class Executed:
     """What one rank ran.
 
-    `calls`: one row an operator that counts, by event; `step` is that of its kernels' launch, `kernel_ns` the sum of
-    its kernels' durations (null without GPU activity). `coverage`: one row, kernel time in all, linked to an operator,
-    to one with shapes, to one with usable shapes, and without any launch. `opaque`: kernel time that is not covered,
-    by what launched it. `phantom`: operators recorded but never run, with their FLOPs.
+    `calls`: one row an operator that counts, by event. `step` is that of its kernels' launch, `peak_dtype` the format
+    whose peak it is held against, `kernel_ns` the GPU time of all that it launched, the memsets of a split product
+    included (null without GPU activity). `coverage`: one row, kernel time in all, linked to an operator, to one with
+    shapes, to one with usable shapes, and without any launch. `opaque`: kernel time that is not covered, by what
+    launched it. `phantom`: operators recorded but never run, with their FLOPs.
     """
 
     calls: pl.DataFrame
@@ -84,26 +86,34 @@ def executed(events: pl.DataFrame, links: pl.DataFrame, gpu: pl.DataFrame, op_sh
     about = links.select("event", pl.col("step"), pl.col("phase").cast(pl.String))
     if gpu.is_empty():
         calls = works.join(about, on="event", how="left").with_columns(
-            kernels=pl.lit(None, pl.Int32), kernel_ns=pl.lit(None, pl.Int64)
+            peak_dtype="dtype", kernels=pl.lit(None, pl.Int32), kernel_ns=pl.lit(None, pl.Int64)
         )
         never = _phantoms(calls, parents, events)
         kept = calls.filter(pl.col("full").is_not_null() & ~pl.col("event").is_in(never))
         gone = calls.filter(pl.col("event").is_in(never))
         nothing = pl.DataFrame({name: [0] for name in COVERAGE_SCHEMA}, schema=COVERAGE_SCHEMA)
         return Executed(_ordered(kept), nothing, _opaque(pl.DataFrame()), _ordered(gone))
-    kernels = _kernels(gpu, owner)
-    launched = kernels.filter(pl.col("owner").is_not_null()).group_by("owner").agg(
-        step=pl.col("step").min(),
-        kernels=pl.len().cast(pl.Int32),
-        kernel_ns=pl.col("dur_ns").sum(),
-        tf32=pl.col("name").str.contains(TF32_KERNELS).any(),
-        fp32=pl.col("name").str.contains(FP32_KERNELS).any(),
-    )  # fmt: skip
+    activity = _launched(gpu, owner)
+    kernels = activity.filter("compute")
+    name = pl.col("name").filter("compute")
+    launched = (
+        activity.filter(pl.col("owner").is_not_null())
+        .group_by("owner")
+        .agg(
+            step=pl.col("step").min(),
+            kernels=pl.col("compute").sum().cast(pl.Int32),
+            kernel_ns=pl.col("dur_ns").sum(),
+            tf32=name.str.contains(TF32_KERNELS).any(),
+            fp32=name.str.contains(FP32_KERNELS).any(),
+        )
+        .filter(pl.col("kernels") > 0)
+    )
     calls = works.join(launched, left_on="event", right_on="owner").join(about.drop("step"), on="event", how="left")
     single = pl.col("dtype") == "fp32"
     said = pl.col("tf32") | pl.col("fp32")
     calls = calls.with_columns(
         dtype=pl.when(single & pl.col("tf32")).then(pl.lit("tf32")).otherwise("dtype"),
+        peak_dtype=pl.when(single & ~pl.col("fp32")).then(pl.lit("tf32")).otherwise("dtype"),
         flags=pl.when(single & ~said).then(pl.concat_list("flags", pl.lit([PRECISION]))).otherwise("flags"),
     ).filter(pl.col("full").is_not_null())
     coverage, opaque = _coverage(gpu, kernels, shapes, events, calls)
@@ -221,17 +231,18 @@ def _phantoms(calls: pl.DataFrame, parents: Ids, events: pl.DataFrame) -> pl.Ser
     return children.group_by("event").agg(pl.col("detach").all()).filter("detach")["event"].sort()
 
 
-def _kernels(gpu: pl.DataFrame, owner: Ids) -> pl.DataFrame:
-    """Return the compute kernels with the counted operator that launched them."""
-    compute = gpu.filter(pl.col("kind") == "compute")
-    op = compute["op"].fill_null(-1).to_numpy()
+def _launched(gpu: pl.DataFrame, owner: Ids) -> pl.DataFrame:
+    """Return GPU activity but communication, with the counted operator that launched it."""
+    own = gpu.filter(pl.col("kind") != "comm")
+    op = own["op"].fill_null(-1).to_numpy()
     owners = np.where(op >= 0, owner[np.maximum(op, 0)], -1) if len(owner) else np.full(len(op), -1)
-    return compute.select(
+    return own.select(
         pl.col("name").cast(pl.String),
         "dur_ns",
         "launch",
         "op",
         "step",
+        compute=pl.col("kind") == "compute",
         owner=pl.Series(owners, dtype=pl.Int64).replace(-1, None),
     )
 
@@ -243,7 +254,7 @@ def _coverage(
     comm = gpu.filter(pl.col("kind") == "comm").select(
         pl.col("name").cast(pl.String), "dur_ns", "launch", "op", "step", owner=pl.lit(None, pl.Int64)
     )
-    both = pl.concat([kernels.with_columns(comm=pl.lit(False)), comm.with_columns(comm=pl.lit(True))])
+    both = pl.concat([kernels.drop("compute").with_columns(comm=pl.lit(False)), comm.with_columns(comm=pl.lit(True))])
     sized = shapes.filter(pl.col("input_dims").is_not_null()).select("event", op_name="name")
     counted = calls.select("event").with_columns(counted=pl.lit(True))
     named = events.select("event", pl.col("name").cast(pl.String).alias("launcher"))

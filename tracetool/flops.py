@@ -154,6 +154,10 @@ _WITHOUT_PRODUCTS: Final = (
     "aten::", "c10d::", "_c10d_functional::", "fsdp::", "symm_mem::", "autograd::", "record_param_comms", "nccl:",
     "torchvision::", "torch::autograd::", "detach",
 )  # fmt: skip
+_PLAIN: Final = re.compile(
+    r"rms_?norm|layer_?norm|silu_and_mul|gelu_and_mul|rotary_embedding|(store|reshape_and)_cache"
+)
+_PRODUCT: Final = re.compile(r"gemm|mm(?![a-z])|matmul|linear|attn|attention|mha|moe|conv")
 
 
 def operator(name: str) -> Operator | None:
@@ -167,10 +171,13 @@ def operator(name: str) -> Operator | None:
 def is_transparent(name: str) -> bool:
     """Say whether an operator that `operator` does not know is sure to hold no matrix product.
 
-    True for PyTorch's own element-wise, copying and communicating operators; false for custom, compiled and fused
-    ones: their kernels may multiply matrices that nobody counted.
+    True for PyTorch's own element-wise, copying and communicating operators and for well-known norms, activations and
+    cache writes of other libraries; false for all other custom, compiled and fused ones: their kernels may multiply
+    matrices that nobody counted.
     """
-    return name.startswith(_WITHOUT_PRODUCTS) or bool(re.fullmatch(r"\w+Backward\d+", name))
+    if name.startswith(_WITHOUT_PRODUCTS) or re.fullmatch(r"\w+Backward\d+", name):
+        return True
+    return not name.startswith("triton") and bool(_PLAIN.search(name)) and not _PRODUCT.search(name)
 
 
 def count(name: str, dims: str | None, types: str | None, concrete: str | None) -> Work | None:

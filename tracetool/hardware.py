@@ -46,8 +46,11 @@ class Device:
     note: str
 
     def peak_flops(self, dtype: str) -> float | None:
-        """Return the dense peak in FLOP/s for a number format of `DTYPES`; None when it is not known."""
-        tflops = self.tflops.get(dtype)
+        """Return the dense peak in FLOP/s for a number format of `DTYPES`; None when it is not known.
+
+        A part without tf32 runs such products in full float32.
+        """
+        tflops = self.tflops.get("fp32" if dtype == "tf32" and dtype not in self.tflops else dtype)
         return None if tflops is None else tflops * 1e12
 
 

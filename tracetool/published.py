@@ -29,7 +29,9 @@ class Published:
 def _rows() -> tuple[Published, ...]:
     document = json.loads(files("tracetool").joinpath("published.json").read_text(encoding="utf-8"))
     return tuple(
-        Published(row["what"], row["attention"], *row["mfu"], row["source"], row.get("converted", False))
+        Published(
+            row["what"], row["attention"], row["mfu"][0], row["mfu"][1], row["source"], row.get("converted", False)
+        )
         for row in document["rows"]
     )
 

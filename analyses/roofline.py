@@ -1,0 +1,375 @@
+"""Roofline: what each operator and shape could reach on this device, what it reached, and the time in between.
+
+For each matrix product, convolution and attention, by shape and number format:
+* FLOPs: executed, half of causal attention (fused kernels skip the rest); bytes: every operand and result moved once,
+  matmul size·(M·K + K·N + M·N). Real traffic is at least that, so the intensity = FLOPs ÷ bytes is an upper bound;
+  operands that stay in a cache can exceed the memory roof.
+* t_compute = FLOPs ÷ dense peak of the format, t_memory = bytes ÷ memory bandwidth; attainable time is the larger.
+  Ridge = peak ÷ bandwidth: an intensity above it is bound by compute, below it by memory. Bound by latency: less than
+  a tenth of both roofs is reached and a call lasts under 10 µs.
+* achieved TFLOP/s = FLOPs ÷ GPU time of all that the operator launched, GB/s = bytes ÷ the same time.
+* share of attainable = attainable time ÷ that time; time lost = that time − attainable time, at least 0.
+
+Roofs are data-sheet figures, which no kernel reaches; where the best measured product is known its share is said
+beside. So the time lost is a bound: a fix saves at most this much.
+
+--what-if-device shows the same operators under another device's roofs: on it they take at least the attainable time
+(floor). `saved` compares that floor with the measured time, so it is a bound as well; nothing else of the step changes.
+
+Source: Williams, Waterman, Patterson, Roofline, CACM 52(4), 2009. Peaks and bandwidths: tracetool/hardware.json.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import polars as pl
+
+from tracetool import hardware
+from tracetool.errors import UsageError
+from tracetool.figures import milliseconds, percent, share
+from tracetool.needs import NEEDS as ALL_NEEDS
+from tracetool.rank_flops import OP_KEYS, rank_flops
+from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value, skipped
+
+if TYPE_CHECKING:
+    from tracetool.registry import RankView, RunView
+    from tracetool.results import Severity
+    from tracetool.settings import Settings
+    from tracetool.tables import Tables
+
+TITLE: Final = "Roofline"
+NEEDS: Final = ("gpu",)
+
+LATENCY_SHARE: Final = 0.1
+"""Less than this of both roofs, and ..."""
+LATENCY_NS: Final = 10_000
+"""... shorter than this a call: bound by latency."""
+POOR: Final = 0.25
+"""Share of attainable below which a product that costs much of the step is worth a warning."""
+MUCH: Final = 0.05
+"""Share of the step that counts as much."""
+MAX_PER_RANK: Final = 100
+MAX_ROWS: Final = 200
+MAX_FINDINGS: Final = 3
+
+_KEYS: Final = ["op", "family", "shape", "dtype", "peak_dtype", "backward"]
+
+
+def per_rank(rank: RankView, _facts: Tables, settings: Settings) -> Tables:
+    """Return `calls` by step, operator and shape: count, FLOPs, bytes and GPU time; the longest shapes of the rank."""
+    calls = rank_flops(rank, settings).calls.with_columns(op="name")
+    summed = calls.group_by("step", *OP_KEYS).agg(
+        count=pl.len().cast(pl.Int64),
+        flops=pl.col("causal").sum(),
+        moved_bytes=pl.col("moved_bytes").sum(),
+        kernel_ns=pl.col("kernel_ns").fill_null(0).sum(),
+    )
+    largest = (
+        summed.group_by(OP_KEYS)
+        .agg(total=pl.col("kernel_ns").sum())
+        .sort("total", *OP_KEYS, descending=[True] + [False] * len(OP_KEYS))
+        .head(MAX_PER_RANK)
+    )
+    kept = summed.join(largest.drop("total"), on=list(OP_KEYS), how="semi").sort("step", *OP_KEYS)
+    return {
+        "calls": kept.select(pl.lit(rank.rank, pl.Int32).alias("rank"), pl.all()),
+        "left_out": pl.DataFrame(
+            {"kernel_ns": [int(summed["kernel_ns"].sum()) - int(kept["kernel_ns"].sum())]},
+            schema={"kernel_ns": pl.Int64},
+        ),
+    }
+
+
+def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
+    """Set the ranks' operators against the roofs of their devices."""
+    calls = parts["calls"].filter(pl.col("kernel_ns") > 0)
+    other = _other(settings.what_if_device)
+    if calls.is_empty():
+        return skipped(f"no matrix product with known shapes launched a kernel. {ALL_NEEDS['shapes'].hint}")
+    devices = {
+        rank: hardware.find(name, memory)
+        for rank, name, memory in run.ranks.select("rank", "device_name", "device_memory_bytes")
+        .sort("rank")
+        .iter_rows()
+    }
+    timed = _attainable(calls, _roofs(devices, calls, settings.peak_tflops))
+    ops = _by_shape(timed)
+    metrics = _metrics(timed, ops, run)
+    tables = {"ops": ops.head(MAX_ROWS), "bounds": _bounds(ops)}
+    notes = _notes(devices, run, settings, ops, int(parts["left_out"]["kernel_ns"].sum()))
+    if other is not None:
+        tables["what_if"] = _what_if(ops.head(MAX_ROWS), other)
+        metrics |= _what_if_metrics(tables["what_if"], run)
+        notes.append(
+            f"What-if {other.name}: floors are attainable times under its data-sheet roofs, a bound; everything but "
+            "these operators stays as it was."
+        )
+    device = next((device for device in devices.values() if device), None)
+    return Result(
+        headline=[
+            Headline(
+                "Matrix products reach", metrics["share_of_attainable"], "share", 40, "of what the data sheet allows"
+            )
+        ],
+        metrics=metrics,
+        tables=tables,
+        findings=_findings(timed, tables["ops"], run),
+        charts=_charts(device, settings.peak_tflops, ops),
+        notes=notes,
+    )
+
+
+def _other(name: str | None) -> hardware.Device | None:
+    """Return the device of --what-if-device. Raises UsageError, naming similar ones, when it is not known."""
+    if name is None:
+        return None
+    device = hardware.find(name)
+    if device is None:
+        names = hardware.similar(name) or [known.name for known in hardware.known()]
+        raise UsageError(f'--what-if-device "{name}": not known; known are, for example, {", ".join(names)}')
+    return device
+
+
+# ---- arithmetic ----
+
+
+def _roofs(devices: dict[int, hardware.Device | None], calls: pl.DataFrame, given: float | None) -> pl.DataFrame:
+    """Return peak (FLOP/s) and bandwidth (byte/s) by rank and number format; null where not known."""
+    rows = []
+    for rank, device in devices.items():
+        bandwidth = device.memory_gbs * 1e9 if device and device.memory_gbs else None
+        for dtype in sorted(set(calls["peak_dtype"].to_list())):
+            peak = given * 1e12 if given else device.peak_flops(dtype) if device else None
+            measured = device.measured_tflops.get(dtype) if device else None
+            rows.append((rank, dtype, peak, bandwidth, measured))
+    schema = {
+        "rank": pl.Int32, "peak_dtype": pl.String, "peak": pl.Float64, "bandwidth": pl.Float64,
+        "measured_tflops": pl.Float64,
+    }  # fmt: skip
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _attainable(calls: pl.DataFrame, roofs: pl.DataFrame) -> pl.DataFrame:
+    """Add attainable time and time lost (whole ns) to calls; null where a roof is not known."""
+    joined = calls.join(roofs, on=["rank", "peak_dtype"], how="left", maintain_order="left")
+    compute = pl.col("flops") / pl.col("peak") * 1e9
+    memory = pl.col("moved_bytes") / pl.col("bandwidth") * 1e9
+    known = pl.col("peak").is_not_null() & pl.col("bandwidth").is_not_null()
+    attainable = pl.when(known).then(pl.max_horizontal(compute, memory)).round().cast(pl.Int64)
+    return joined.with_columns(attainable_ns=attainable).with_columns(
+        lost_ns=(pl.col("kernel_ns") - pl.col("attainable_ns")).clip(lower_bound=0)
+    )
+
+
+def _by_shape(timed: pl.DataFrame) -> pl.DataFrame:
+    """Return one row an operator and shape over all ranks and steps, the most time lost first."""
+    total = timed.group_by(_KEYS).agg(
+        count=pl.col("count").sum(),
+        flops=pl.col("flops").cast(pl.Float64).sum(),  # a sum over a thousand ranks may pass int64
+        moved_bytes=pl.col("moved_bytes").cast(pl.Float64).sum(),
+        kernel_ns=pl.col("kernel_ns").sum(),
+        attainable_ns=pl.when(pl.col("attainable_ns").null_count() == 0).then(pl.col("attainable_ns").sum()),
+        lost_ns=pl.when(pl.col("lost_ns").null_count() == 0).then(pl.col("lost_ns").sum()),
+        peak=pl.col("peak").max(),
+        bandwidth=pl.col("bandwidth").max(),
+        measured_tflops=pl.col("measured_tflops").max(),
+    )
+    time = pl.col("kernel_ns")
+    tflops, gbs = pl.col("flops") / time / 1e3, pl.col("moved_bytes") / time
+    intensity = pl.col("flops") / pl.col("moved_bytes")
+    far = (tflops * 1e12 < LATENCY_SHARE * pl.col("peak")) & (gbs * 1e9 < LATENCY_SHARE * pl.col("bandwidth"))
+    bound = (
+        pl.when(pl.col("peak").is_null() | pl.col("bandwidth").is_null())
+        .then(None)
+        .when(far & (time / pl.col("count") < LATENCY_NS))
+        .then(pl.lit("latency"))
+        .when(intensity > pl.col("peak") / pl.col("bandwidth"))
+        .then(pl.lit("compute"))
+        .otherwise(pl.lit("memory"))
+    )
+    return (
+        total.select(
+            *_KEYS, "count", "flops", "moved_bytes", "kernel_ns", "attainable_ns", "lost_ns",
+            intensity=intensity, tflops=tflops, gbs=gbs, bound=bound,
+            share_of_attainable=pl.col("attainable_ns") / time,
+            share_of_measured_best=tflops / pl.col("measured_tflops"),
+            ridge=pl.col("peak") / pl.col("bandwidth"),
+        )
+        .sort("lost_ns", "kernel_ns", *_KEYS, descending=[True, True] + [False] * len(_KEYS), nulls_last=True)
+    )  # fmt: skip
+
+
+def _bounds(ops: pl.DataFrame) -> pl.DataFrame:
+    """Return GPU time, attainable time and time lost by what bounds it."""
+    return (
+        ops.group_by("bound")
+        .agg(
+            shapes=pl.len().cast(pl.Int64),
+            kernel_ns=pl.col("kernel_ns").sum(),
+            **{
+                name: pl.when(pl.col(name).null_count() == 0).then(pl.col(name).sum())
+                for name in ("attainable_ns", "lost_ns")
+            },
+        )
+        .sort("kernel_ns", "bound", descending=[True, False])
+    )
+
+
+def _metrics(timed: pl.DataFrame, ops: pl.DataFrame, run: RunView) -> dict[str, Value]:
+    known = ops.filter(pl.col("bound").is_not_null())
+    total, lost = int(known["kernel_ns"].sum()), int(known["lost_ns"].sum())
+    steps = max(run.steps.height, 1)
+    shares = {
+        f"{bound}_bound_share": share(int(known.filter(pl.col("bound") == bound)["kernel_ns"].sum()), total)
+        for bound in ("compute", "memory", "latency")
+    }
+    main = timed.sort("flops", "peak_dtype", descending=[True, False])
+    peak, bandwidth = main["peak"][0], main["bandwidth"][0]
+    return {
+        "share_of_attainable": share(int(known["attainable_ns"].sum()), total),
+        **shares,
+        "lost_ns_per_step": lost // steps if total else None,
+        "kernel_ns_per_step": int(ops["kernel_ns"].sum()) // steps,
+        "peak_tflops": None if peak is None else peak / 1e12,
+        "memory_gbs": None if bandwidth is None else bandwidth / 1e9,
+        "ridge_flop_per_byte": peak / bandwidth if peak and bandwidth else None,
+    }
+
+
+def _what_if(ops: pl.DataFrame, other: hardware.Device) -> pl.DataFrame:
+    """Return for each operator the least time it can take on another device, and the most that saves."""
+    roofs = pl.DataFrame(
+        [(dtype, other.peak_flops(dtype)) for dtype in sorted(set(ops["peak_dtype"].to_list()))],
+        schema={"peak_dtype": pl.String, "peak": pl.Float64},
+        orient="row",
+    )
+    bandwidth = pl.lit(other.memory_gbs * 1e9 if other.memory_gbs else None, pl.Float64)
+    known = pl.col("peak").is_not_null() & bandwidth.is_not_null()
+    floor = pl.max_horizontal(pl.col("flops") / pl.col("peak"), pl.col("moved_bytes") / bandwidth) * 1e9
+    return (
+        ops.join(roofs, on="peak_dtype", how="left", maintain_order="left")
+        .with_columns(floor_ns=pl.when(known).then(floor).round().cast(pl.Int64))
+        .select(
+            "op",
+            "shape",
+            "dtype",
+            "count",
+            "kernel_ns",
+            "attainable_ns",
+            "floor_ns",
+            saved_at_most_ns=(pl.col("kernel_ns") - pl.col("floor_ns")).clip(lower_bound=0),
+            roofs_ratio=pl.col("attainable_ns") / pl.col("floor_ns"),
+        )
+    )
+
+
+def _what_if_metrics(table: pl.DataFrame, run: RunView) -> dict[str, Value]:
+    known = table.filter(pl.col("floor_ns").is_not_null())
+    steps, window = max(run.steps.height, 1), int((run.steps["end_ns"] - run.steps["start_ns"]).sum())
+    saved = int(known["saved_at_most_ns"].sum())
+    return {
+        "what_if_saved_at_most_ns_per_step": saved // steps if known.height else None,
+        "what_if_saved_at_most_share": share(saved, window) if known.height else None,
+        "what_if_floor_ns_per_step": int(known["floor_ns"].sum()) // steps if known.height else None,
+    }
+
+
+# ---- words ----
+
+
+def _notes(
+    devices: dict[int, hardware.Device | None], run: RunView, settings: Settings, ops: pl.DataFrame, left_out: int
+) -> list[str]:
+    notes = ["Roofs are data-sheet figures and bytes the least that must move: time lost is a bound, not a promise."]
+    unknown = sorted({rank for rank, device in devices.items() if device is None})
+    if unknown:
+        names = sorted({str(n or "") for n in run.ranks.filter(pl.col("rank").is_in(unknown))["device_name"].to_list()})
+        spelled = " or ".join(f'"{name}"' for name in names)
+        notes.append(f"Device {spelled} is not known: TFLOP/s and GB/s without roofs.")
+    if settings.peak_tflops:
+        notes.append(f"Peak given: {settings.peak_tflops:g} TFLOP/s for every number format; bandwidth by device name.")
+    if left_out:
+        notes.append(
+            f"Small shapes beyond the {MAX_PER_RANK} longest of a rank ({milliseconds(left_out)}) are left out."
+        )
+    if ops.height > MAX_ROWS:
+        notes.append(f"The table shows the {MAX_ROWS} shapes that lose the most of {ops.height}.")
+    return notes
+
+
+def _findings(timed: pl.DataFrame, ops: pl.DataFrame, run: RunView) -> list[Finding]:
+    """Return the shapes that lose the most, as long as each loses at least a thousandth of the steps."""
+    window = int((run.steps["end_ns"] - run.steps["start_ns"]).sum())
+    worth = ops.with_row_index("row").filter(pl.col("lost_ns").is_not_null() & (pl.col("lost_ns") * 1000 >= window))
+    starts = run.steps.select("rank", "step", at_ns="start_ns")
+    found = []
+    for row in worth.head(MAX_FINDINGS).iter_rows(named=True):
+        mine = timed.filter(pl.all_horizontal(pl.col(key) == row[key] for key in _KEYS))
+        saving = mine.join(starts, on=["rank", "step"], nulls_equal=True).select(
+            *(pl.col(name).cast(dtype) for name, dtype in {**SAVING_SCHEMA}.items() if name != "ns"),
+            ns=pl.col("lost_ns").cast(pl.Int64),
+        )
+        found.append(_finding(row, saving.sort("rank", "at_ns"), window))
+    return found
+
+
+_ADVICE: Final = {
+    "compute": "Give it larger or better aligned sizes (multiples of 64), a narrower number format, or a fused kernel.",
+    "memory": "Fuse it with its neighbours or batch more rows, so that operands are read less often.",
+    "latency": "Batch or group these short calls, or capture them in a graph: launch and ramp-up dominate.",
+}
+
+
+def _finding(row: dict[str, object], saving: pl.DataFrame, window: int) -> Finding:
+    reached, lost = float(str(row["share_of_attainable"])), int(str(row["lost_ns"]))
+    part = lost / window
+    grave: Severity = "warning" if reached < POOR and part >= MUCH else "info"
+    bound = str(row["bound"])
+    return Finding(
+        id=f"roofline.{row['op']} {row['shape']} {row['dtype']}{' backward' if row['backward'] else ''}",
+        analysis="roofline",
+        severity=grave,
+        title=f"{row['op']} {row['shape']} ({row['dtype']}) reaches {percent(reached)} of the roofline",
+        detail=f"{row['count']} calls, {float(str(row['tflops'])):.4g} TFLOP/s and {float(str(row['gbs'])):.4g} GB/s, "
+        f"bound by {bound}; {percent(part)} of all step time lies above the roof.",
+        advice=_ADVICE[bound],
+        confidence="low",
+        confidence_why="no kernel reaches the data-sheet roofs; the gap is exact, how much of it can be had is not",
+        saving=saving,
+        evidence=(("ops", (int(str(row["row"])),)),),
+    )
+
+
+def _charts(device: hardware.Device | None, given: float | None, ops: pl.DataFrame) -> list[Chart]:
+    dtype = str(ops.sort("flops", "peak_dtype", descending=[True, False])["peak_dtype"][0])
+    peak = given or (device.tflops.get(dtype) if device else None)
+    roofs: dict[str, float] = {}
+    if peak is not None:
+        roofs["roof_tflops"] = float(peak)
+    if device is not None and device.memory_gbs is not None:
+        roofs["roof_gbs"] = float(device.memory_gbs)
+    return [
+        Chart(
+            "scatter",
+            "Achieved against intensity",
+            "ops",
+            label="op",
+            x="intensity",
+            y=("tflops",),
+            series="bound",
+            size="kernel_ns",
+            unit="tflops",
+            note=f"Each operator and shape under the roofs of peak ({dtype}) and memory bandwidth; area is GPU time.",
+            options={"log": True, "x_unit": "FLOP/byte", "text": "shape", **roofs},
+        ),
+        Chart(
+            "bars",
+            "Time lost to the roofline",
+            "ops",
+            label="shape",
+            y=("lost_ns", "kernel_ns"),
+            note="GPU time above attainable, of all GPU time of the shape.",
+            options={"max_rows": 12},
+        ),
+    ]
