@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
 
-from tracetool import intervals, tables
+from tracetool import intervals, registry, tables
 from tracetool.derive import derive
 from tracetool.registry import ParseOptions
 from tracetool.settings import Settings
@@ -62,7 +61,7 @@ REFERENCE: dict[str, tuple[tuple[int, int, int, int, list[int]], tuple[int, ...]
 
 
 def read(path: Path, settings: Settings | None = None) -> tuple[tables.Tables, tables.Tables]:
-    kineto = cast(Parser, importlib.import_module("tracetool.parsers.kineto"))
+    kineto = next(parser for parser in registry.parsers() if parser.FORMAT == "kineto")
     base = kineto.parse(path, ParseOptions(display_path=path.name))
     made = derive(base, settings or Settings())
     for name, table in made.items():
