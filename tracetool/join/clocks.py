@@ -238,7 +238,8 @@ def _fitted(ends: _Ends, free: Ints, weight: Floats) -> tuple[Floats, Floats]:
 def _scales(ends: _Ends, residual: Floats) -> Floats:
     """Return the robust scale of each kind's residuals, ns."""
     spread = [1.4826 * np.median(np.abs(residual[ends.kind == kind])) for kind in range(ends.kind.max() + 1)]
-    return np.maximum(np.array(spread), 1.0)
+    scales: Floats = np.maximum(np.array(spread), 1.0)
+    return scales
 
 
 def _normal_equations(ends: _Ends, weight: Floats) -> tuple[Floats, Floats]:
