@@ -43,6 +43,7 @@ _ONE_SIDED: Final = frozenset({"broadcast", "reduce", "gather", "scatter"})
 _YOUNG: Final = 0.1
 _LATE: Final = 0.5
 _FEW: Final = 2
+_COPIED: Final = 3
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,22 @@ def diagnose(state: State, file_unix_ns: Mapping[int, int]) -> Diagnosis:
         share = f"{100 * (age or 0):.1f} %" if age else "0 %"
         reason = f"The oldest operation in flight had waited {share} of its timeout when it was dumped."
         return Diagnosis("none", (), "medium" if missing else "high", (reason,), None, edges)
-    verdict = _from_graph(state, edges, stuck, missing)
-    doubts = ["The operations in flight are far younger than their timeout."] if young else []
+    return _doubted(_from_graph(state, edges, stuck, missing), state, age)
+
+
+def _doubted(verdict: Diagnosis, state: State, age: float | None) -> Diagnosis:
+    """Lower the confidence of a verdict where buffers lost records or the files' times leave the hang open."""
     if state.lossy:
-        doubts.append(f"The ring buffers of ranks {rank_text(state.lossy)} lost operations in flight.")
-    return replace(verdict, confidence="low", why=(*verdict.why, *doubts)) if doubts else verdict
+        lost = f"The ring buffers of ranks {rank_text(state.lossy)} lost operations in flight."
+        blank = verdict.cause == "all_inside"
+        return replace(verdict, cause="unknown" if blank else verdict.cause, confidence="low", why=(*verdict.why, lost))
+    if age is not None and age < _YOUNG:
+        doubt = "The operations in flight are far younger than their timeout."
+        return replace(verdict, confidence="low", why=(*verdict.why, doubt))
+    if age is None and verdict.confidence == "high":
+        doubt = "The files' times do not tell how long the operations had waited: that they hung was taken as given."
+        return replace(verdict, confidence="medium", why=(*verdict.why, doubt))
+    return verdict
 
 
 # ---- the graph ----
@@ -217,15 +229,18 @@ def _anything_in_flight(state: State) -> bool:
 
 
 def _oldest_age(state: State, file_unix_ns: Mapping[int, int]) -> float | None:
-    """Return the largest age of an operation in flight, in its timeouts; None when an age cannot be told."""
+    """Return the largest age of an operation in flight, in its timeouts; None when it cannot be told.
+
+    A file that is older than its records, or younger by more than three timeouts, has the time of a copy.
+    """
     rows = state.ops.filter("in_flight").select("rank", "created_unix_ns", "timeout_ns")
-    if rows.is_empty() or rows["timeout_ns"].null_count():
+    if rows.is_empty() or rows["timeout_ns"].null_count() or rows["created_unix_ns"].null_count():
         return None
     written = rows["rank"].replace_strict(dict(file_unix_ns), default=None, return_dtype=pl.Int64)
-    ages = rows.with_columns(age=written - pl.col("created_unix_ns"))
-    if ages["age"].null_count() or bool((ages["age"] < 0).any()):
+    ages = rows.select(age=(written - pl.col("created_unix_ns")) / pl.col("timeout_ns"))["age"]
+    if ages.null_count() or bool((ages < 0).any()) or bool((ages > _COPIED).all()):
         return None
-    return float(ages.select((pl.col("age") / pl.col("timeout_ns")).max()).item())
+    return float(ages.max())  # type: ignore[arg-type] # polars types max() as any literal
 
 
 def _mismatched(found: Mismatch, edges: tuple[Edge, ...]) -> Diagnosis:

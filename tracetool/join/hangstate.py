@@ -125,7 +125,9 @@ def gather(parts: Mapping[str, pl.DataFrame], incomplete: frozenset[str], world_
         if mixes:
             mixed.add(group)
     recorders = frozenset(dumps.filter(pl.col("kind") == "recorder")["rank"].to_list())
-    lossy = _believe_counters(lanes, mixed, kept["status"], group_of, recorders, _overrun(dumps))
+    lossy = _believe_counters(
+        lanes, kept["status"], group_of, mixed=mixed, recorders=recorders, overrun=_overrun(dumps)
+    )
     busy = frozenset(
         rank for side in (lanes, p2p) for by in side.values() for rank, lane in by.items() if lane.oldest is not None
     )
@@ -228,9 +230,10 @@ def _groups(
 
 def _believe_counters(
     lanes: dict[int, dict[int, Lane]],
-    mixed: set[int],
     status: pl.DataFrame,
     group_of: Mapping[tuple[int, str], int],
+    *,
+    mixed: set[int],
     recorders: frozenset[int],
     overrun: frozenset[int],
 ) -> frozenset[int]:
