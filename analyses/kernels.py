@@ -20,13 +20,13 @@ mean = min = max for kernels beyond its number of names.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
 from tracetool import intervals
 from tracetool.figures import milliseconds, percent, severity, share
+from tracetool.kernelname import short_name
 from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ NEEDS: Final = ("gpu",)
 MAX_PAIRS: Final = 20_000
 """(row, duration) pairs a rank may hand over before durations are rounded."""
 MAX_ROWS: Final = 500
-SHORT_NAME_LENGTH: Final = 64
 _KEYS: Final = ("name", "kind", "phase")
 _FULL_PRECISION: Final = r"(?i)(^|_)sgemm(_|$)"
 _ELEMENTWISE: Final = r"(?i)elementwise|_functor|Functor<|CatArray|fill_kernel|copy_kernel"
@@ -211,29 +210,6 @@ def quantiles(counted: pl.DataFrame) -> pl.DataFrame:
         high = pl.col("dur_ns").filter(upto > (place + 99) // 100).first()
         found.append((low + (high - low) * (place % 100) / 100).round().cast(pl.Int64).alias(name))
     return ordered.group_by("row").agg(found).sort("row")
-
-
-def short_name(name: str) -> str:
-    """Return a kernel's name without return type, namespaces and arguments, at most SHORT_NAME_LENGTH characters.
-
-    The first functor or operation among the template arguments is kept in angle brackets: it tells
-    `elementwise_kernel`s apart. Names without arguments, also mangled ones, are only cut.
-    """
-    plain = name.replace("(anonymous namespace)::", "").removeprefix("void ").replace("->", "→")
-    kept: list[str] = []
-    arguments: list[str] = []
-    depth = 0
-    for letter in plain:
-        if letter in "<(":
-            depth += 1
-        (arguments if depth else kept).append(letter)
-        if letter in ">)" and depth:
-            depth -= 1
-    words = "".join(kept).strip().split("::")
-    base = next((word for word in reversed(words) if word), plain)
-    functor = re.search(r"\b(\w{0,80}(?:Functor|Ops?|_kernel_(?:cuda|impl)\w{0,40}))\b", "".join(arguments)[:2000])
-    full = f"{base}<{functor[1]}>" if functor and functor[1] != base else base
-    return full if len(full) <= SHORT_NAME_LENGTH else full[: SHORT_NAME_LENGTH - 1] + "…"
 
 
 def _findings(savings: pl.DataFrame, shown: pl.DataFrame) -> list[Finding]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from inmemory import MemoryRank, ask, gpu, steps
@@ -16,6 +15,8 @@ from tracetool.settings import Settings
 from tracetool.tables import Phase
 
 if TYPE_CHECKING:
+    import pytest
+
     from tracetool.results import Result
 
 kernels = import_module("tracetool.analyses.kernels")
@@ -87,31 +88,6 @@ def test_a_histogram_keeps_its_size_and_its_error(values: list[int], limit: int)
     assert found.height <= limit or bits == 4
     spread = np.repeat(found["dur_ns"].to_numpy(), found["count"].to_numpy())
     assert (np.abs(np.sort(np.array(values)) - spread) <= np.array(sorted(values)) * 2.0**-bits + 1).all()
-
-
-@pytest.mark.parametrize(
-    ("name", "short"),
-    [
-        ("ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x4_tn", None),
-        ("ncclDevKernel_AllReduce_Sum_bf16(ncclDevKernelArgsStorage<4096ul>)", "ncclDevKernel_AllReduce_Sum_bf16"),
-        (
-            "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<int>, char*>(int, char*)",
-            "vectorized_elementwise_kernel<FillFunctor>",
-        ),
-        ("void at::native::(anonymous namespace)::cunn_SoftMaxForward<8, float>(float*, int)", "cunn_SoftMaxForward"),
-        ("Memcpy HtoD (Pageable -> Device)", "Memcpy HtoD"),
-        ("x" * 100, "x" * 63 + "…"),
-        ("<<<>>>", "<<<>>>"),
-        ("", ""),
-    ],
-)  # fmt: skip
-def test_long_names_get_short(name: str, short: str | None) -> None:
-    assert kernels.short_name(name) == (name if short is None else short)
-
-
-@given(st.text(alphabet="ab<>():_ ", max_size=200))
-def test_no_name_breaks_shortening(name: str) -> None:
-    assert len(kernels.short_name(name)) <= kernels.SHORT_NAME_LENGTH
 
 
 def test_full_precision_multiplications_are_a_finding() -> None:
