@@ -221,8 +221,8 @@ def _bars(chart: Chart, table: pl.DataFrame) -> Made:
         if value > 0:
             parts.append(_rect(0, value, widest, paint, said))
         rows.append((label, _svg(Markup("").join(parts), _ROW), said))
-    legend = [(heading(chart.y[0]), paint)] + ([(f"pale: {heading(chart.y[1])}", paint)] if wholes else [])
-    return _bar_table(rows, clean(chart.title)), legend if wholes else [], notes
+    legend = [(f"{heading(chart.y[0])}; pale: {heading(chart.y[1])}", paint)] if wholes else []
+    return _bar_table(rows, clean(chart.title)), legend, notes
 
 
 def _waterfall(chart: Chart, table: pl.DataFrame) -> Made:
@@ -305,6 +305,11 @@ def _tick_scale(ticks: Sequence[float], unit: str) -> Scale:
     return Scale(chosen.divisor, digits, chosen.unit)
 
 
+def _tick(value: float, wording: Scale, *, log: bool) -> str:
+    """Return a tick's label: decades as they are, else with the decimals of the whole axis."""
+    return f"{value / wording.divisor:.12g}" if log else wording.number(value)
+
+
 def _wording(chart: Chart) -> tuple[tuple[str, str], tuple[str, str]]:
     """Return the units and the words of both axes."""
     return (str(chart.options.get("x_unit", "")), chart.unit), (heading(chart.x), heading(chart.y[0]))
@@ -321,7 +326,7 @@ def _frame(x: _Axis, y: _Axis, units: tuple[str, str], words: tuple[str, str]) -
             Markup(
                 '<line x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}" stroke="currentColor" stroke-opacity="0.15"/>'
                 '<text x="-8" y="{1:.1f}" text-anchor="end" font-size="12" fill="currentColor">{2}</text>'
-            ).format(at, at + 4, wording.number(tick))
+            ).format(at, at + 4, _tick(tick, wording, log=y.log))
         )
     parts.append(
         Markup('<text x="-56" y="-10" font-size="12" fill="currentColor">{}</text>').format(
@@ -335,7 +340,7 @@ def _frame(x: _Axis, y: _Axis, units: tuple[str, str], words: tuple[str, str]) -
         anchor = "start" if share < 0.03 else "end" if share > 0.97 else "middle"  # noqa: PLR2004 - the plot's ends
         parts.append(
             Markup('<text x="{}" y="{}" text-anchor="{}" font-size="12" fill="currentColor">{}</text>').format(
-                _percent(share, 1), PLOT_HEIGHT + 18, anchor, wording.number(tick)
+                _percent(share, 1), PLOT_HEIGHT + 18, anchor, _tick(tick, wording, log=x.log)
             )
         )
     parts.append(

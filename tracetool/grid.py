@@ -52,7 +52,9 @@ def grid(table: pl.DataFrame, cap: int | None = None, longest: str = "") -> Grid
 
 def _column(values: pl.Series) -> tuple[Heading, list[str]]:
     if not values.dtype.is_numeric():
-        return Heading(values.name, heading(values.name), "", numeric=False), [cell(value) for value in values]
+        return Heading(values.name, heading(values.name), "", numeric=False), [
+            cell(value) for value in values.to_list()
+        ]
     unit = unit_of(values.name)
     if values.dtype.is_float():
         values = pl.select(pl.when(values.is_finite()).then(values).alias(values.name)).to_series()

@@ -94,6 +94,7 @@ def _render(report: Report, limits: _Limits, notes: Sequence[str]) -> str:
         facts=outline.facts(report),
         verdict=outline.verdict(report),
         heads=[_head(head.label, outline.headline_text(head), head.note, section) for head, section in heads][:7],
+        gain=_largest(report),
         quality=_head("Data quality", word, said, "quality"),
         pictures=[
             {"drawing": draw(picture.chart, picture.table), "section": picture.section.name}
@@ -121,6 +122,19 @@ def _render(report: Report, limits: _Limits, notes: Sequence[str]) -> str:
         policy=f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'",
     )  # fmt: skip
+
+
+def _largest(report: Report) -> dict[str, str] | None:
+    """Return the key figure of the largest single gain; None when nothing was priced."""
+    priced = [finding for finding in report.findings if finding.recoverable_ns_per_step is not None]
+    if not priced:
+        return None
+    best = max(priced, key=lambda finding: finding.recoverable_ns_per_step or 0)
+    return _head("Largest gain", outline.gain(best), f"{outline.gain_share(best)}; gains do not add up", "findings")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _head(label: str, text: str, note: str, section: str) -> dict[str, str]:
@@ -162,7 +176,7 @@ def _section(section: outline.Section, limits: _Limits, first: set[int]) -> dict
         "name": section.name,
         "title": section.title,
         "status": result.status,
-        "reason": clean(result.reason),
+        "reason": _sentence(clean(result.reason)),
         "notes": [clean(note) for note in result.notes],
         "heads": [_head(head.label, outline.headline_text(head), head.note, "") for head in result.headline],
         "metrics": [(clean(name), heading(name), _metric(name, value)) for name, value in result.metrics.items()],

@@ -42,6 +42,11 @@ _SEVERITY_STYLE = {"critical": "bold red", "warning": "yellow", "info": "dim"}
 _BAR_WIDTH = 30
 
 
+def stacks(report: Report) -> list[Picture]:
+    """Return the bars of the first screen: the one kind of picture that plain text shows."""
+    return [picture for picture in first_screen(report) if picture.chart.kind == "stack"]
+
+
 def parts(picture: Picture) -> list[tuple[str, str, str, float]]:
     """Return the parts of the first row of a stack: words, length with unit, percent of the row, share of the row."""
     row = picture.table.row(0, named=True) if picture.table.height else {}
@@ -70,7 +75,7 @@ def render_markdown(report: Report) -> str:
         lines += ["| Key figure | Value | |", "| --- | ---: | --- |"]
         lines += [f"| {_md(head.label)} | {_md(headline_text(head))} | {_md(head.note)} |" for head, _ in heads]
         lines.append("")
-    for picture in first_screen(report):
+    for picture in stacks(report):
         lines += [f"## {_md(picture.chart.title)}", "", _md(picture.chart.note), ""]
         lines += ["| Part | Share | Time |", "| --- | ---: | ---: |"]
         lines += [f"| {_md(words)} | {share} | {size} |" for words, size, share, _ in parts(picture)]
@@ -147,7 +152,7 @@ def render_terminal(report: Report, *, color: bool, width: int) -> str:
             figures.add_row(clean(head.label), Text(headline_text(head), style="bold"), Text(clean(head.note), "dim"))
         console.print(figures)
         console.print()
-    for picture in first_screen(report):
+    for picture in stacks(report):
         console.print(Text(clean(picture.chart.title), style="bold"))
         bars = _borderless()
         for words, size, percent, share in parts(picture):

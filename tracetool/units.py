@@ -84,7 +84,7 @@ def figure(value: float | str | bool | tuple[int, ...] | None, unit: str) -> str
     if unit == "share":
         return Scale(0.01, 1, "%").text(value)
     divisor, name = _ladder(unit, abs(value)) or _PLAIN.get(unit, (1.0, ""))
-    digits = 0 if divisor == 1.0 and isinstance(value, int) else _digits(value / divisor)
+    digits = 0 if divisor == 1.0 and name and float(value).is_integer() else _digits(value / divisor)
     return Scale(divisor, digits, name).text(value)
 
 
