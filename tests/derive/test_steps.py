@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from derive.build import AUTOGRAD, MAIN, SIDE, base, event, launched, notes
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tracetool import tables
 from tracetool.derive import derive
@@ -232,3 +234,46 @@ def test_a_pattern_that_fits_nothing_or_is_none() -> None:
 def test_old_files_list_step_ranges_as_operators() -> None:
     rows = [{**row, "category": "cpu_op"} if row["category"] == "annotation" else row for row in TWO]
     assert windows(rows) == windows(TWO)
+
+
+WORK = st.tuples(
+    st.integers(0, 60),  # launch
+    st.integers(0, 80),  # start
+    st.integers(0, 9),  # duration
+    st.sampled_from(["kernel", "kernel", "memcpy", "memset"]),
+    st.booleans(),  # has a launch
+)
+
+
+def by_the_definition(
+    begins: list[int], work: list[tuple[int, int, int, str, bool]]
+) -> list[tuple[int, int, int, bool]]:
+    """Walk the ranges in order, as the definition reads; ranges are numbered by their place."""
+    cuts: list[tuple[int, int]] = []
+    end = 0
+    for k, begin in enumerate(begins):
+        until = begins[k + 1] if k + 1 < len(begins) else 10**9
+        mine = [row for row in work if row[4] and begin <= row[0] < until]
+        if not mine:
+            continue
+        kernels = [row[1] for row in mine if row[3] == "kernel"] or [row[1] for row in mine]
+        cuts.append((k, max([min(kernels), *[cut for _, cut in cuts]])))
+        end = max([cuts[-1][1], *[row[1] + row[2] for row in mine]])
+    ends = [*[cut for _, cut in cuts[1:]], *[end][: len(cuts)]]
+    return [(k, cut, to, k == cuts[-1][0]) for (k, cut), to in zip(cuts, ends, strict=True)]
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=5, unique=True), st.lists(WORK, min_size=1, max_size=12))
+def test_steps_equal_the_definition(begins: list[int], work: list[tuple[int, int, int, str, bool]]) -> None:
+    begins.sort()
+    rows = [step(k, begin, begin + 1) for k, begin in enumerate(begins)]
+    for number, (launch, start, dur, category, has_launch) in enumerate(work):
+        both = launched(number, launch, start, start + dur, category=category, track=10 + number)
+        rows += both if has_launch else both[1:]
+    expected = by_the_definition(begins, work)
+    got = windows(rows)
+    if expected:
+        assert [row[:4] for row in got] == expected
+    else:
+        whole = (min(row[1] for row in work), max(row[1] + row[2] for row in work))
+        assert got == [(None, *whole, False, "window")]

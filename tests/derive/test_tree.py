@@ -66,6 +66,12 @@ def test_crossing_ranges_do_not_corrupt_the_rest() -> None:
     assert parents(rows) == [-1, -1, 1, 1, -1]
 
 
+def test_a_long_staircase_of_crossing_ranges() -> None:
+    n = 20_000
+    rows = [(0, 2_000 * i, 2_000 * (n + i), 0) for i in range(n)] + [(0, 2_000 * n - 1_500, 2_000 * n - 1_000, 0)]
+    assert parents(rows) == [*[-1] * n, n - 1]
+
+
 def test_rounding_to_microseconds_is_no_crossing() -> None:
     rows = [(0, 0, 9_000, 0), (0, 1_000, 10_000, 0), (0, 2_000, 11_000, 0)]
     assert parents(rows) == [-1, 0, 1]

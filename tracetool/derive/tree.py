@@ -43,7 +43,8 @@ def parents(track: Ints, start: Ints, end: Ints, level: Ints, leaf: Bools) -> In
     rows = np.flatnonzero((began_in >= 0) & ~leaf)
     rows = rows[end[rows] > end[inside[rows]] + ROUNDING_NS]
     while len(rows):
-        inside[rows] = began_in[inside[rows]]
+        # whatever the encloser itself outlasts ends still earlier: its own candidate is the next one to try
+        inside[rows] = inside[inside[rows]]
         rows = rows[inside[rows] >= 0]
         rows = rows[end[rows] > end[inside[rows]] + ROUNDING_NS]
     parent = np.full(len(order), -1, np.int64)
