@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from tracetool.tables import Tables
 
 hangs: Any = importlib.import_module("tracetool.analyses.hangs")
-PARSERS: tuple[Any, ...] = tuple(
-    importlib.import_module(f"tracetool.parsers.{name}") for name in ("nccl_flight_recorder", "nccl_log")
-)
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,11 @@ class Rank:
     def table(self, name: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         found = self.tables.get(name, empty(name))
         return found if columns is None else found.select(columns)
+
+
+def parser(name: str) -> Any:  # noqa: ANN401 - plug-ins are found by folder, a checker cannot see them
+    """Return a parser's module."""
+    return importlib.import_module(f"tracetool.parsers.{name}")
 
 
 def diagnose(sources: Iterable[Tables], settings: Settings | None = None) -> Result:
@@ -80,9 +82,10 @@ def reduce(views: Sequence[Rank], files: pl.DataFrame, settings: Settings) -> Re
 def read(folder: Path) -> list[Tables]:
     """Parse every recognised file of a folder."""
     found = []
+    parsers = [parser("nccl_flight_recorder"), parser("nccl_log")]
     for path in sorted(folder.iterdir()):
         head = path.read_bytes()[:65_536]
-        found += [parser.parse(path, ParseOptions(path.name)) for parser in PARSERS if parser.sniff(path, head)]
+        found += [one.parse(path, ParseOptions(path.name)) for one in parsers if one.sniff(path, head)]
     return found
 
 
