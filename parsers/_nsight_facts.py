@@ -152,6 +152,8 @@ def _devices(source: Columnar) -> pl.DataFrame:
 
 def device_of(devices: pl.DataFrame, pid: int, device: int | None) -> tuple[str | None, int | None]:
     """Return (name, memory) of a process' device; None where the export leaves a choice between different ones."""
+    if device is None:
+        return None, None
     for rows in (
         devices.filter((pl.col("pid") == pid) & (pl.col("device") == device)),
         devices.filter(pl.col("pid").is_null() & (pl.col("device") == device)),

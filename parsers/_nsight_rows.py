@@ -25,6 +25,7 @@ NO_NUMBER: Final = 0xFFFF_FFFF
 """What CUPTI writes for a stream or event that there is none of."""
 _REQUIRED: Final = ("start", "end", "deviceId", "streamId")
 _KERNEL_NAMES: Final = ("demangledName", "shortName", "mangledName")
+_UNNAMED_KERNEL: Final = "unnamed kernel"
 _COPY: Final = {
     0: "unknown", 1: "HtoD", 2: "DtoH", 3: "HtoA", 4: "AtoH", 5: "AtoA", 6: "AtoD", 7: "DtoA", 8: "DtoD", 9: "HtoH",
     10: "PtoP", 11: "HtoD", 12: "DtoH", 13: "DtoD",
@@ -73,8 +74,6 @@ def read_rows(source: Columnar) -> Rows:
     """Read every table that is there, only the wanted columns, and join names to their numbers."""
     strings = source.read("StringIds", {"id": "int", "value": "text"}).unique("id", keep="first", maintain_order=True)
     notes: list[str] = []
-    if not strings.height:
-        notes.append("no StringIds in the export: kernels and calls have no names, so communication cannot be told")
     api = _api(source, strings)
     gpu = _gpu(source, strings, api, notes)
     ranges, domains = _nvtx(source, strings, notes)
@@ -139,7 +138,10 @@ def _gpu(source: Columnar, strings: pl.DataFrame, api: pl.DataFrame, notes: list
         rows = source.read(full, dict.fromkeys((*shared, *names), "int"))
         if rows.height and "globalPid" not in there:
             rows = rows.with_columns(globalPid=pl.lit(_only_process(api, full, notes), pl.Int64))
-        parts.append(_describe(rows, table, strings).with_columns(category=pl.lit(category)))
+        described = _describe(rows, table, strings)
+        if unnamed := described.filter(pl.col("name") == _UNNAMED_KERNEL).height:
+            notes.append(f"{unnamed} kernels have no name: communication among them counts as compute")
+        parts.append(described.with_columns(category=pl.lit(category)))
         if table == "GRAPH_TRACE" and rows.height:
             notes.append(
                 f"{rows.height} CUDA graph replays were recorded as one row each: their kernels, and communication "
@@ -183,7 +185,7 @@ def _describe(rows: pl.DataFrame, table: str, strings: pl.DataFrame) -> pl.DataF
     if table == "KERNEL":
         for column in _KERNEL_NAMES:
             rows = _named(rows, strings, column, f"{column}_text")
-        text = pl.coalesce(*(f"{column}_text" for column in _KERNEL_NAMES), pl.lit("unnamed kernel"))
+        text = pl.coalesce(*(f"{column}_text" for column in _KERNEL_NAMES), pl.lit(_UNNAMED_KERNEL))
         return rows.with_columns(name=text, bytes=pl.lit(None, pl.Int64), direction=none)
     if table == "GRAPH_TRACE":
         text = pl.format("CUDA graph {}", pl.col("graphId").cast(pl.String).fill_null("?"))

@@ -145,6 +145,9 @@ def open_sqlite(path: Path, display: str) -> Columnar:
         if side.exists() and side.stat().st_size:
             found.complete = False
             notes.append(f"{side.name} stands beside it: a writer has not finished, and what it holds is not read")
+    if size < promised:
+        # SQLite refuses every page of a file shorter than its header says, unless this is on; nothing can be written
+        connection.execute("pragma writable_schema = on").close()
     columns: dict[str, list[str]] = {}
     query = "select m.name, t.name from sqlite_master m, pragma_table_info(m.name) t where m.type = 'table'"
     try:

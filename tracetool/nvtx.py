@@ -1,11 +1,8 @@
-"""Ranges that nest on a thread: which range a point lies in, and the GPU time a range launched.
+"""Ranges that nest on a thread: which range a point lies in; names as PyTorch writes them into ranges.
 
 One sweep a thread instead of an interval join, which does not scale: opening and closing a range add and take away
 one level; the level at a point and the latest range opened at that level name the innermost range. Cost is that of
 one sort. Where ranges cross (NVTX domains are stacks of their own) every domain is swept alone.
-
-The GPU span of a range is NVIDIA's "projection" (nsys stats nvtx_gpu_proj_trace): from the first start to the last
-end of what was launched by calls that begin in the range on its thread.
 """
 
 from __future__ import annotations
@@ -52,42 +49,12 @@ def nest(ranges: pl.DataFrame) -> pl.DataFrame:
     inner = opened.select("thread", "lane", "position", "row", level=pl.col("level") - 1)
     outer = opened.select("thread", "lane", "level", "position", parent="row")
     found = _latest(inner, outer).select("row", "parent", depth=pl.col("level").cast(pl.Int32))
-    rows = ranges.select().with_row_index("row") if ranges.width == 0 else ranges.with_row_index("row").select("row")
-    return rows.join(found, on="row", how="left", maintain_order="left").select("parent", "depth")
-
-
-def project(ranges: pl.DataFrame, launches: pl.DataFrame) -> pl.DataFrame:
-    """Return each range's GPU span: `gpu_start_ns, gpu_end_ns, operations`, in row order, null where it launched none.
-
-    `launches` has one row a GPU operation: `thread, at_ns` (start of its call), `gpu_start_ns, gpu_end_ns`.
-    """
-    tree = nest(ranges).with_row_index("row")
-    own = (
-        launches.select("gpu_start_ns", "gpu_end_ns", row=innermost(ranges, launches))
-        .drop_nulls("row")
-        .group_by("row")
-        .agg(pl.col("gpu_start_ns").min(), pl.col("gpu_end_ns").max(), operations=pl.len().cast(pl.Int64))
+    return (
+        ranges.with_row_index("row")
+        .select("row")
+        .join(found, on="row", how="left", maintain_order="left")
+        .select("parent", "depth")
     )
-    spans = tree.join(own, on="row", how="left", maintain_order="left")
-    # from the leaves up: a range's span holds those of the ranges inside it
-    for depth in range(_as_int(tree["depth"].max()), 0, -1):
-        level = spans.filter((pl.col("depth") == depth) & pl.col("operations").is_not_null())
-        risen = level.group_by(row="parent").agg(
-            pl.col("gpu_start_ns").min().alias("s"),
-            pl.col("gpu_end_ns").max().alias("e"),
-            pl.col("operations").sum().alias("n"),
-        )
-        spans = spans.join(risen, on="row", how="left", maintain_order="left").select(
-            "row",
-            "parent",
-            "depth",
-            gpu_start_ns=pl.min_horizontal("gpu_start_ns", "s"),
-            gpu_end_ns=pl.max_horizontal("gpu_end_ns", "e"),
-            operations=pl.when(pl.col("n").is_null())
-            .then(pl.col("operations"))
-            .otherwise(pl.col("n") + pl.col("operations").fill_null(0)),
-        )
-    return spans.select("gpu_start_ns", "gpu_end_ns", "operations")
 
 
 def torch_names(names: pl.Series) -> pl.DataFrame:
@@ -175,7 +142,3 @@ def _cross(ranges: pl.DataFrame) -> bool:
     """Say whether some range ends after the one it began in."""
     parents = nest(ranges)["parent"]
     return bool((ranges["end_ns"] > ranges["end_ns"].gather(parents)).any())
-
-
-def _as_int(value: object) -> int:
-    return value if isinstance(value, int) else 0
