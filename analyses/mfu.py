@@ -40,7 +40,7 @@ from tracetool.figures import percent, share
 from tracetool.job_flops import JobFlops, job_flops
 from tracetool.needs import NEEDS as ALL_NEEDS
 from tracetool.published import published
-from tracetool.rank_flops import by_phase, by_shape, by_step, rank_flops, traits
+from tracetool.rank_flops import by_phase, by_shape, by_step, place, rank_flops, traits
 from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value, no_saving, skipped
 from tracetool.utilization import NEGLIGIBLE, Peaks, Sample, Totals, peaks, per_step, sample, totals, unknown_formats
 
@@ -111,7 +111,7 @@ class _Known:
 
 def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
     """Reduce the ranks' FLOPs to MFU and HFU of each rank-step, each phase and the run."""
-    about = parts["traits"].sort("rank")
+    about = _placed(parts["traits"].sort("rank"), run)
     lengths = about["sequence"].drop_nulls().to_list()
     world = max(run.world_size or 1, about.height)
     job, missing = job_flops(
@@ -140,6 +140,23 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
         findings=_findings(k, metrics, tables),
         charts=_charts(tables),
         notes=notes,
+    )
+
+
+def _placed(about: pl.DataFrame, run: RunView) -> pl.DataFrame:
+    """Fill in what the join found out about groups that the ranks' own lists do not name."""
+    groups = run.joined.get("groups")
+    if groups is None or not {"ranks", "role"} <= set(groups.columns):
+        return about
+    found = [place(groups, rank) for rank in about["rank"].to_list()]
+    own = about["stages"] > 1
+    stage = pl.Series([stage for stage, _, _ in found], dtype=pl.Int32)
+    stages = pl.Series([stages for _, stages, _ in found], dtype=pl.Int32)
+    expert = pl.Series([expert for _, _, expert in found], dtype=pl.Boolean)
+    return about.with_columns(
+        stage=pl.when(own).then("stage").otherwise(stage),
+        stages=pl.when(own).then("stages").otherwise(stages),
+        experts=pl.col("experts") | expert,
     )
 
 

@@ -13,6 +13,7 @@ import polars as pl
 
 from tracetool import intervals
 from tracetool.executed import Executed, executed
+from tracetool.join.groups import role_by_name
 from tracetool.op_arguments import items
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ FIGURES: Final = ("full", "causal", "model_full", "model_causal")
 
 _TIME: Final = pl.when(pl.col("kernel_ns").count() > 0).then(pl.col("kernel_ns").sum())
 """Kernel time; null without GPU activity, where it is not known."""
-_PIPELINE: Final = re.compile(r"(?i)(?<![a-z])pp(?![a-z])|pipe")
-_EXPERT: Final = re.compile(r"(?i)(?<![a-z])ep(?![a-z])|expert")
 _ROUTED: Final = re.compile(r"(?i)grouped_mm|grouped_gemm|groupedlinear|(?<![a-z])moe(?![a-z])|deep_ep|moe_")
 
 
@@ -153,19 +152,26 @@ def traits(rank: RankView, data: RankFlops) -> pl.DataFrame:
 
 
 def _place(rank: RankView) -> tuple[int | None, int, bool]:
-    """Return (stage, number of stages, experts are spread) from the process groups this rank knows."""
-    stage, stages, expert = None, 1, False
-    for row in rank.table("process_groups", ["desc", "ranks", "size"]).iter_rows(named=True):
-        size = row["size"] or len(row["ranks"] or ())
-        if size < 2:  # noqa: PLR2004 - a group of one is no parallelism
-            continue
-        text = row["desc"] or ""
-        expert = expert or bool(_EXPERT.search(text))
-        if _PIPELINE.search(text) and size > stages:
-            stages = size
-            members = row["ranks"] or []
-            stage = members.index(rank.rank) if rank.rank in members else None
-    return stage, stages, expert
+    """Return (stage, number of stages, experts are spread) from the process groups that this rank lists."""
+    listed = rank.table("process_groups", ["group", "desc", "ranks"]).rename({"group": "name"})
+    roles = [role_by_name(row["desc"]) or role_by_name(row["name"]) for row in listed.iter_rows(named=True)]
+    groups = listed.select("ranks", role=pl.Series(roles, dtype=pl.String))
+    return place(groups, rank.rank)
+
+
+def place(groups: pl.DataFrame, rank: int) -> tuple[int | None, int, bool]:
+    """Return (stage, number of stages, experts are spread) of a rank from groups (columns ranks, role).
+
+    The stage is the rank's position in the smallest pipeline group that has it; stages are counted even where no
+    group has it, because then its stage is not known.
+    """
+    several = groups.filter(pl.col("ranks").list.len().fill_null(0) > 1)
+    expert = "ep" in several["role"].to_list()
+    pipelines = sorted(several.filter(pl.col("role") == "pp")["ranks"].to_list(), key=lambda ranks: (len(ranks), ranks))
+    own = next((ranks for ranks in pipelines if rank in ranks), None)
+    if own is not None:
+        return own.index(rank), len(own), expert
+    return None, len(pipelines[0]) if pipelines else 1, expert
 
 
 def _tokens(rank: RankView, data: RankFlops) -> tuple[int | None, int | None]:
