@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-import tracetool
 from tracetool import registry, store
 from tracetool.errors import TracetoolError, UnreadableTrace
 from tracetool.needs import NEEDS
@@ -86,7 +85,7 @@ def derive_settings(settings: Settings) -> Settings:
 @cache
 def core_key() -> str:
     """Return a hash of the core's code and facts: whatever it made is stale when this changes."""
-    home = Path(tracetool.__file__).parent
+    home = Path(__file__).parent
     return _hash_files([*sorted(home.rglob("*.py")), *sorted(home.glob("*.json"))])
 
 

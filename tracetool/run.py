@@ -104,7 +104,7 @@ class Results(Mapping[str, Result]):
     """The results of a run by the name of the analysis; each is computed when it is first asked for."""
 
     def __init__(self, run: Run) -> None:
-        self._run = weakref.ref(run)
+        self._run = run
         self._known: dict[str, Result] = {}
 
     def __getitem__(self, name: str) -> Result:
@@ -126,12 +126,9 @@ class Results(Mapping[str, Result]):
 
     def compute(self, names: Sequence[str]) -> None:
         """Compute several results in one pass over the ranks; those already known are not computed again."""
-        run = self._run()
-        if run is None:
-            raise TracetoolError("the run was closed; open it again with tracetool.open_run")
         missing = [name for name in names if name not in self._known]
         if missing:
-            self._known.update(run._compute(missing))  # noqa: SLF001 - Results is the lazy face of its Run
+            self._known.update(self._run._compute(missing))  # noqa: SLF001 - Results is the lazy face of its Run
 
 
 class Run:
