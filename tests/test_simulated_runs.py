@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tracetool.results import Result
     from tracetool.tables import Tables
 
-budget, overlap = (import_module(f"tracetool.analyses.{name}") for name in ("budget", "overlap"))
+budget, mfu, overlap = (import_module(f"tracetool.analyses.{name}") for name in ("budget", "mfu", "overlap"))
 kineto = import_module("tracetool.parsers.kineto")
 
 CONFIGS = st.builds(
@@ -42,7 +42,7 @@ CONFIGS = st.builds(
     microbatches=st.integers(1, 3),
     p2p=st.sampled_from(["async", "batched"]),
     p2p_peers=st.booleans(),
-    recompute=st.booleans(),
+    recompute=st.sampled_from([False, True, "early_stop"]),
     bias=st.booleans(),
     custom_all_reduce=st.booleans(),
     jitter=st.sampled_from([0.0, 0.05]),
@@ -179,3 +179,14 @@ def test_kernels_orphans_and_phases_equal_the_truth(config: Config, files: dict[
         for phase in ("backward", "recompute", "optimizer", "checkpoint"):
             launched = [a for a in trace.activities if a.launch_start_ns is not None and a.tags.get("phase") == phase]
             assert found.get(phase, 0) == sum(a.end_ns - a.start_ns for a in launched)
+
+
+@settings(max_examples=8, deadline=None)
+@given(CONFIGS, FILES)
+def test_flops_equal_the_truth(config: Config, files: dict[str, Any]) -> None:
+    run = simulate(config.replace(profiler_steps=True, resolution_ns=1))
+    with tempfile.TemporaryDirectory() as directory:
+        ranks = read(run, Path(directory), **files)
+    result = ask(mfu, ranks, device_name=config.device_name)
+    wanted = [{k: row[k] for k in ("rank", "step", "model_flops", "hardware_flops")} for row in run.truth().flops()]
+    same(rows_of(result, "per_rank_step"), wanted, ["rank", "step"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 from fractions import Fraction
@@ -285,6 +286,8 @@ def test_flops_of_a_layer_are_the_textbook_ones() -> None:
     again = simulate(config.replace(recompute=True)).truth().flops()[0]
     assert again["model_flops"] == 3 * layers * (matmul + attention)
     assert again["hardware_flops"] == layers * (4 * matmul + 9 * attention // 2)
+    stopped = simulate(config.replace(recompute="early_stop")).truth().flops()[0]
+    assert again["hardware_flops"] - stopped["hardware_flops"] == layers * 2 * s * d * f
 
 
 def test_sharding_shares_the_flops_out() -> None:
@@ -292,6 +295,33 @@ def test_sharding_shares_the_flops_out() -> None:
     for grid in ({"tp": 2}, {"cp": 2}):
         run = simulate(Config(dp=1, tp=1, pp=1).replace(**grid))
         assert sum(r["model_flops"] for r in run.truth().flops() if r["step"] == run.config.first_step) == whole
+
+
+def test_the_simulator_shares_no_code_with_what_it_tests(repository: Path) -> None:
+    for path in (repository / "tests" / "simulator").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [n for n in names if n.split(".")[0] == "tracetool" and n != "tracetool.tables"], path.name
+
+
+def test_sequence_lengths_vary_by_replica_and_alike_within_one() -> None:
+    run = simulate(Config(dp=2, tp=2, pp=1, length_jitter=0.3))
+
+    def forwards(rank: int) -> list[int]:
+        return [s.end_ns - s.start_ns for s in run.truth().slots if s.rank == rank and s.kind == "F"]
+
+    assert forwards(0) == forwards(1) != forwards(2) == forwards(3)
+    assert max(forwards(0)) > 1.1 * min(forwards(0))
+
+
+def test_experts_exchange_tokens_within_their_group() -> None:
+    run = simulate(Config(dp=4, tp=1, pp=1, ep=2))
+    rows = [r for r in run.truth(joined=True).instances() if r["role"] == "ep"]
+    assert {tuple(r["ranks"]) for r in rows} == {(0, 1), (2, 3)}
+    assert_sums(run, joined=True)
+    with pytest.raises(ValueError, match="does not divide"):
+        simulate(Config(dp=2, ep=4))
 
 
 # ---- files ----

@@ -104,8 +104,9 @@ class Config:
     """Embedding on the first stage."""
     head: bool = False
     """Logits and loss on the last stage."""
-    recompute: bool = False
-    """Every layer's forward runs again before its backward."""
+    recompute: Literal[False, True, "early_stop"] = False
+    """Every layer's forward runs again before its backward. early_stop: but for what follows its last matrix product,
+    which is recorded as an operator and launches nothing, as non-reentrant checkpointing leaves it."""
     bias: bool = False
     """Linear layers launch addmm instead of mm."""
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"

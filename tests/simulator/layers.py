@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
     from simulator.worker import Worker
 
-GEMM: Final = (
-    "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1_execute_segment_k_off_kernel"
-    "__5x_cublas"
-)
+GEMM: Final = {
+    "bf16": "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1_execute_segment_k_off"
+    "_kernel__5x_cublas",
+    "fp16": "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1_execute_segment_k_off"
+    "_kernel__5x_cublas",
+    "fp32": "sm80_xmma_gemm_f32f32_f32f32_f32_tn_n_tilesize128x128x8_stage3_warpsize2x2x1_ffma_aligna4_alignc4_execute"
+    "_kernel__5x_cublas",
+}
 FLASH_FORWARD: Final = (
     "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128, 128, 4, false, false, cutlass::bfloat16_t, "
     "Flash_kernel_traits<64, 128, 128, 4, cutlass::bfloat16_t> >, false, true, false, false, true, true, false>"
@@ -121,6 +125,10 @@ class Layers:
         self._collective("ep", "all_to_all", s.tokens * s.hidden, s.tokens * s.hidden)
         self._linear(s.tokens, s.hidden, s.ffn // c.tp, model=not recomputed)
         self._pointwise("aten::gelu", GELU, s.tokens * s.ffn // c.tp)
+        if recomputed and c.recompute == "early_stop":
+            shapes = [[s.tokens, s.ffn // c.tp], [s.ffn // c.tp, s.hidden]]
+            with self.w.op("aten::mm", shapes, [self.type, self.type], sequence=self._forward_sequence()):
+                return
         self._linear(s.tokens, s.ffn // c.tp, s.hidden, model=not recomputed)
         self._collective("ep", "all_to_all", s.tokens * s.hidden, s.tokens * s.hidden)
         self._collective("tp", "all_reduce", s.tokens * s.hidden, s.tokens * s.hidden)
@@ -239,7 +247,7 @@ class Layers:
     def _gemm(self, m: int, k: int, n: int, op: str, *, model: bool) -> None:
         flops = 2 * m * k * n
         tags = {"op_name": op, "model_flops": flops if model else 0, "hardware_flops": flops}
-        self.w.launch(GEMM, flops / self.c.gemm_flops_per_ns, tags=tags)
+        self.w.launch(GEMM[self.w.dtype], flops / self.c.gemm_flops_per_ns, tags=tags)
 
     def _linear(self, m: int, k: int, n: int, *, model: bool) -> None:
         t = self.type
