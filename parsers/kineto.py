@@ -249,7 +249,7 @@ def sniff(path: Path, head: bytes) -> bool:
 
 _SNIFF_KEY: Final = re.compile(rb'"traceEvents"\s*:\s*\[')
 _SNIFF_BARE: Final = re.compile(
-    rb'\[\s*\{(?=[^\[\]]{0,4096}?"ph"\s*:\s*"[A-Za-z]")(?=[^\[\]]{0,4096}?"(?:ts|pid)"\s*:)'
+    rb'\[\s*\{(?=[^\[\]]{0,4096}?"ph"\s*:\s*"[XiMCsft]")(?=[^\[\]]{0,4096}?"(?:ts|pid)"\s*:)'
 )
 _SNIFF_HEADER: Final = re.compile(
     rb'"(?:schemaVersion|deviceProperties|distributedInfo|traceName|baseTimeNanoseconds|record_shapes)"\s*:'
@@ -290,13 +290,12 @@ class _Codes(dict[Any, int]):
         """Return the number of each value; lists and objects, which cannot be keys, count by their text."""
         try:
             return np.fromiter(map(self.__getitem__, values), np.int32, len(values))
-        except KeyError:  # something new: seldom, so that the usual case stays free of a check for each value
-            for value in values:
-                if value not in self:
-                    self[value] = len(self)
-            return np.fromiter(map(self.__getitem__, values), np.int32, len(values))
-        except TypeError:
-            return self.of([value if _is_key(value) else str(value) for value in values])
+        except (KeyError, TypeError):  # something new or odd, which is seldom: the usual case needs no check
+            values = [value if _is_key(value) else str(value) for value in values]
+        for value in values:
+            if value not in self:
+                self[value] = len(self)
+        return np.fromiter(map(self.__getitem__, values), np.int32, len(values))
 
     def texts(self) -> list[str]:
         """Return the values as text, by number."""
@@ -597,6 +596,7 @@ class _Reader:
                 self.counts.append(event)
             elif type(event) is _Odd:
                 self.lost["odd"] += 1
+                self.seen -= 1
             else:
                 self.left_out[event.ph] += 1
 
@@ -1017,12 +1017,15 @@ class _Assembly:
                 "backend": [_text(self._distributed("backend"))],
                 "format": [FORMAT],
                 "record_shapes": [self._flag("record_shapes")],
-                "with_stack": [self._flag("with_stack")],
+                "with_stack": [self._with_stack()],
                 "profile_memory": [self._flag("profile_memory")],
                 "trace_start_ns": [window[0] if window else None],
                 "trace_end_ns": [window[1] if window else None],
             },
         )
+
+    def _with_stack(self) -> bool | None:
+        return True if self._reader.left_out["python_function"] else self._flag("with_stack")
 
     def _flag(self, key: str) -> bool | None:
         value = self._top.get(key)

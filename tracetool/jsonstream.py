@@ -41,6 +41,7 @@ _STRING: Final = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
 _TOKEN: Final = re.compile(_STRING + rb"|[\[\]{}]", re.DOTALL)
 _KEY: Final = re.compile(rb"\s*(" + _STRING + rb")\s*:\s*", re.DOTALL)
 _SCALAR: Final = re.compile(rb"[^\s,\]}]+(?=[\s,\]}])")
+_CLOSING: Final = {b"{": b"}", b"[": b"]"}
 _SPACE: Final = re.compile(rb"\s*")
 _NOT_A_NUMBER: Final = re.compile(
     rb'(?<!\\)("\s*:\s*)[-+]?(?:nan(?:\([^()"]*\))?|inf(?:inity)?)(?=\s*[,}\]])', re.IGNORECASE
@@ -53,6 +54,9 @@ _FIRST_KEY: Final = re.compile(rb'\{\s*"([^"\\]{1,64})"\s*:')
 _COMMA: Final = re.compile(rb"\s*,\s*")
 _CLOSED: Final = re.compile(rb"[\[},]\s*$")
 """What may stand before the `]` of an array of objects."""
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Half a character: the decoder says of it, too, that its input was truncated."""
+_NEAR_BYTES: Final = 1 << 13
 _TRUNCATED: Final = "Input data was truncated"
 _REPLACEMENT: Final = "\ufffd".encode()
 _BYTE: Final = re.compile(r"\(byte (\d+)\)")
@@ -124,6 +128,7 @@ class ArrayStream(Generic[T]):
         self._ended = False
         self._barren = 0
         self._after: int | None = None
+        self._short = False
 
     def __iter__(self) -> Iterator[list[T]]:
         """Yield lists of objects in the order of the text. Raises OSError when the file cannot be opened."""
@@ -265,7 +270,7 @@ class ArrayStream(Generic[T]):
     def _collect(self, text: bytes) -> None:
         for key in sorted(self._wanted - set(self.values)):
             found = re.search(rb'"' + re.escape(key.encode()) + rb'"\s*:\s*', text)
-            end = _value_end(text, found.end()) if found else None
+            end = _value_end(text + b" ", found.end()) if found else None  # a number at the very end is whole
             if found and end is not None:
                 self.values[key] = text[found.end() : end]
 
@@ -291,22 +296,15 @@ class ArrayStream(Generic[T]):
             self._offset += self._at
             self._text = self._text[self._at :]
             self._at = 0
-            cuts = [len(self._text)] if self._ended else self._cuts()
-            if not cuts and self._guessed_end(self._text) is None:
-                if len(self._text) < LONGEST_OBJECT_BYTES:
-                    wanted = len(self._text) + CHUNK_BYTES
-                    continue
-                self._drop(0)
-                self._note(f"an event longer than {LONGEST_OBJECT_BYTES >> 20} MiB was left out")
-                if not self._resume():
-                    return
-                continue
-            wanted = CHUNK_BYTES
             found = False
-            self._at = cuts[0] if cuts else len(self._text)
-            for objects in self._objects(cuts):
+            for objects in self._objects():
                 found = found or bool(objects)
                 yield objects
+            if self._short:
+                self._short = False
+                wanted = 2 * len(self._text)
+                continue
+            wanted = CHUNK_BYTES
             self._barren = 0 if found else self._barren + self._at
             after, self._after = self._after, None
             if after is not None:
@@ -331,55 +329,75 @@ class ArrayStream(Generic[T]):
             self._first_keys.append(key)
             self._boundary, self._object_start = _patterns(self._first_keys)
 
-    def _cuts(self) -> list[int]:
-        """Return where the last few objects of the text may end, the last first."""
+    def _cuts(self) -> Iterator[int]:
+        """Yield where an object of the text may end: near the end first, then ever farther from it."""
         size = len(self._text)
-        for back in (1 << 13, 1 << 17, size):
-            found = [match.start() + 1 for match in self._boundary.finditer(self._text, max(0, size - back))]
-            if found:
-                return found[: -_MOST_JOINED - 1 : -1]
-        return []
+        if self._ended:
+            yield size
+            return
+        near = [match.start() + 1 for match in self._boundary.finditer(self._text, max(0, size - _NEAR_BYTES))]
+        yield from near[:-3:-1]
+        every = [match.start() + 1 for match in self._boundary.finditer(self._text)]
+        back = 1
+        while back < len(every):
+            yield every[-back]
+            back *= 2
+        if every:
+            yield every[0]
 
-    def _resume(self) -> bool:
-        """Move to the next boundary behind text that was given up; say False when there is none."""
-        while True:
-            start = max(0, len(self._text) - _PEEK_BYTES)
-            self._at = start
-            if not self._more():
-                self._at = len(self._text)
-                return False
-            if found := self._boundary.search(self._text, self._at):
-                self._at = found.end()
-                return True
-            self._barren += CHUNK_BYTES
-            if self._barren > BARREN_BYTES:
-                self._at = len(self._text)
-                return False
+    def _objects(self) -> Iterator[list[T]]:
+        """Yield the objects of the text up to a cut that decodes, and move there.
 
-    def _objects(self, cuts: Sequence[int]) -> Iterator[list[T]]:
-        """Yield the objects of the text up to the first cut that decodes; set _at to it, _after when the array ends."""
-        if self._ended or not cuts:
-            end = self._guessed_end(self._text)
-            if end is not None:
-                try:
-                    objects = self._decode(b"[" + self._text[:end] + b"]")
-                except _BROKEN:
-                    pass  # a wrong guess or damage: both are found below
-                else:
-                    self._after = end + 1
-                    yield objects
-                    return
-        for cut in cuts or [len(self._text)]:
+        Sets _after when the array ends in the text, _short when the text holds no whole object yet.
+        """
+        if (self._ended or not self._boundary.search(self._text)) and (
+            end := self._guessed_end(self._text)
+        ) is not None:
+            try:
+                objects = self._decode(b"[" + self._text[:end] + b"]")
+            except _BROKEN:
+                pass  # a wrong guess or damage: both are found below
+            else:
+                self._after = end + 1
+                yield objects
+                return
+        self._at = 0
+        for cut in self._cuts():
+            self._at = cut
             try:
                 objects = self._decode(b"[" + self._text[:cut] + b"]")
             except _BROKEN as error:
                 if str(error) != _TRUNCATED:
                     break
             else:
-                self._at = cut
                 yield objects
                 return
+        else:
+            # no cut decodes, and nothing is wrong but that something is missing
+            surrogate = bool(_SURROGATE.search(self._text, 0, self._at))
+            if not self._ended and not surrogate:
+                if len(self._text) < LONGEST_OBJECT_BYTES:
+                    self._short = True
+                    self._at = 0
+                    return
+                if not self._at:
+                    self._give_up()
+                    return
         yield from self._recovered(self._text[: self._at])
+
+    def _give_up(self) -> None:
+        """Leave out an object that does not end, and go on behind the next boundary."""
+        self._drop(0)
+        self._note(f"an event longer than {LONGEST_OBJECT_BYTES >> 20} MiB was left out")
+        while not self._ended:
+            self._at = max(0, len(self._text) - _PEEK_BYTES)
+            if self._more() and (found := self._boundary.search(self._text, self._at)):
+                self._at = found.end()
+                return
+            self._barren += CHUNK_BYTES
+            if self._barren > BARREN_BYTES:
+                break
+        self._at = len(self._text)
 
     def _guessed_end(self, text: bytes) -> int | None:
         """Return where the array most likely ends: at a `]` before another key or the end of the document."""
@@ -409,8 +427,20 @@ class ArrayStream(Generic[T]):
             except _BROKEN as error:
                 at = _error_at(error)
                 if at is not None and "trailing" in str(error):
-                    yield from self._closed(text, begin, begin + at - 1)
-                    return
+                    # "trailing characters" names the byte behind the first of them, "trailing comma" the bracket
+                    comma = "comma" in str(error)
+                    end = begin + at - 1 if comma else text.rfind(b"]", begin, begin + at - 2)
+                    closed = self._closed(text[begin:end], comma=comma)
+                    if closed is not None and self._boundary.search(text, end):
+                        self._drop(begin)  # a list inside a broken object: the array goes on behind it
+                        piece, window = piece + 1, _FIRST_WINDOW
+                        continue
+                    if closed is not None:
+                        yield closed
+                        if end < len(text):
+                            self.repairs.trailing_commas += comma
+                            self._after = end + 1
+                        return
                 if stop - piece > 1:
                     # text up to the error decodes: take that first, then look at the piece that holds it
                     reached = bisect_right(starts, begin + at - 1) - 1 if at is not None else (piece + stop) // 2
@@ -425,21 +455,12 @@ class ArrayStream(Generic[T]):
                 piece = stop
                 window = window * 4 if window > 1 else 1
 
-    def _closed(self, text: bytes, begin: int, at: int) -> Iterator[list[T]]:
-        """Yield the objects from `begin` to the array's end, which lies before the character at `at`."""
-        end = text.rfind(b"]", begin, at)
-        if text[begin:at].rstrip().endswith(b","):  # `…},]`: the decoder points at the bracket itself
-            end = at
-        body = text[begin : max(end, begin)].rstrip()
-        if body.endswith(b","):
-            body = body[:-1]
-            self.repairs.trailing_commas += 1
+    def _closed(self, body: bytes, *, comma: bool) -> list[T] | None:
+        """Return the objects up to what seems to be the array's end; None when it closes something else."""
         try:
-            yield self._decode(b"[" + body + b"]")
+            return self._decode(b"[" + (body.rstrip()[:-1] if comma else body) + b"]")
         except _BROKEN:
-            self._drop(begin)
-        if end < len(text):
-            self._after = end + 1
+            return None
 
     def _mended(self, text: bytes) -> bytes:
         """Replace bytes that are not UTF-8, and NaN and Infinity that stand as values."""
@@ -528,19 +549,20 @@ def _patterns(first_keys: Sequence[str]) -> tuple[re.Pattern[bytes], re.Pattern[
 
 
 def _value_end(text: bytes, at: int) -> int | None:
-    """Return where the JSON value that begins at `at` ends; None when the text ends first."""
+    """Return where the JSON value that begins at `at` ends; None when the text ends first or does not fit."""
     first = text[at : at + 1]
     if first not in (b"{", b"["):
         found = (_WHOLE_STRING if first == b'"' else _SCALAR).match(text, at)
         return found.end() if found else None
-    depth = 0
+    closing = []
     for token in _TOKEN.finditer(text, at):
         mark = token[0]
-        if mark in (b"{", b"["):
-            depth += 1
+        if mark in _CLOSING:
+            closing.append(_CLOSING[mark])
         elif mark in (b"}", b"]"):
-            depth -= 1
-            if not depth:
+            if mark != closing.pop():
+                return None
+            if not closing:
                 return token.end()
     return None
 
