@@ -26,6 +26,7 @@ import polars as pl
 
 from tracetool import intervals
 from tracetool.figures import milliseconds, percent, severity, share
+from tracetool.histogram import histogram, quantiles
 from tracetool.kernelname import short_name
 from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value
 
@@ -95,25 +96,6 @@ def _starting_inside(gpu: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
     return gpu.filter(intervals.covered(at, windows) > 0)
 
 
-def histogram(durations: pl.DataFrame, limit: int) -> tuple[pl.DataFrame, int]:
-    """Count the durations of each key in at most `limit` pairs.
-
-    Returns (key, dur_ns, count) sorted by (key, dur_ns), and the number of leading binary digits that were kept, 0
-    when durations are exact. A rounded duration stands in the middle of the range it stands for.
-    """
-    for bits in (0, 12, 10, 8, 6, 4):
-        found = durations
-        if bits:
-            # a double holds integers below 2^53 exactly, so frexp by logarithm may only be off by one digit
-            digits = (pl.col("dur_ns").clip(1).log(2).floor().cast(pl.Int64) + 1 - bits).clip(0)
-            width = pl.lit(2, pl.Int64).pow(digits).cast(pl.Int64)
-            found = durations.with_columns(dur_ns=pl.col("dur_ns") // width * width + (width - 1) // 2)
-        counted = found.group_by("key", "dur_ns").agg(count=pl.len().cast(pl.Int64)).sort("key", "dur_ns")
-        if counted.height <= limit:
-            return counted, bits
-    return counted, bits
-
-
 def _saving(windows: pl.DataFrame, gpu: pl.DataFrame, cause: str, pattern: str) -> pl.DataFrame:
     """Return half of the time, by step, in which compute kernels run whose names fit the pattern."""
     fits = gpu.filter((pl.col("kind") == "compute") & pl.col("name").cast(pl.String).str.contains(pattern))
@@ -149,7 +131,7 @@ def analyze(parts: Tables, _run: RunView, _settings: Settings) -> Result:
     counted = parts["durations"].join(numbers.select("rank", "key", "row"), on=["rank", "key"])
     shown = (
         rows.head(MAX_ROWS)
-        .join(quantiles(counted), on="row", how="left", maintain_order="left")
+        .join(quantiles(counted, "row"), on="row", how="left", maintain_order="left")
         .with_columns(
             share=pl.col("total_ns") / max(total, 1),
             mean_ns=(pl.col("total_ns") / pl.col("count")).round().cast(pl.Int64),
@@ -196,20 +178,6 @@ def analyze(parts: Tables, _run: RunView, _settings: Settings) -> Result:
         findings=_findings(parts["savings"], shown),
         notes=notes,
     )  # fmt: skip
-
-
-def quantiles(counted: pl.DataFrame) -> pl.DataFrame:
-    """Return (row, p50_ns, p99_ns) from (row, dur_ns, count): type 7 of Hyndman and Fan, rounded to ns."""
-    ordered = counted.group_by("row", "dur_ns").agg(pl.col("count").sum()).sort("row", "dur_ns")
-    upto = pl.col("count").cum_sum()
-    found = []
-    for name, percentile in (("p50_ns", 50), ("p99_ns", 99)):
-        # in hundredths of a position, so that no float decides which order statistic it is
-        place = (pl.col("count").sum() - 1) * percentile
-        low = pl.col("dur_ns").filter(upto > place // 100).first()
-        high = pl.col("dur_ns").filter(upto > (place + 99) // 100).first()
-        found.append((low + (high - low) * (place % 100) / 100).round().cast(pl.Int64).alias(name))
-    return ordered.group_by("row").agg(found).sort("row")
 
 
 def _findings(savings: pl.DataFrame, shown: pl.DataFrame) -> list[Finding]:

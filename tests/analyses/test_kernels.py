@@ -5,10 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
-from hypothesis import given
-from hypothesis import strategies as st
 from inmemory import MemoryRank, ask, gpu, steps
 
 from tracetool.settings import Settings
@@ -65,29 +62,6 @@ def test_a_long_table_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     result = one([*named("a", 30), *named("b", 20, start=100), *named("c", 50, start=200)])
     assert result.tables["kernels"]["name"].to_list() == ["c", "a"]
     assert any("1 more" in note and "20.0 %" in note for note in result.notes)
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 10**7)), min_size=1, max_size=60))
-def test_quantiles_equal_numpy(pairs: list[tuple[int, int]]) -> None:
-    counted = pl.DataFrame(pairs, schema={"row": pl.UInt32, "dur_ns": pl.Int64}, orient="row")
-    counted = counted.with_columns(count=pl.lit(1, pl.Int64))
-    for row, p50, p99 in kernels.quantiles(counted).iter_rows():
-        values = np.array([d for r, d in pairs if r == row], dtype=np.float64)
-        assert abs(p50 - np.quantile(values, 0.5)) <= 0.51
-        assert abs(p99 - np.quantile(values, 0.99)) <= 0.51
-
-
-@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=200), st.integers(2, 40))
-def test_a_histogram_keeps_its_size_and_its_error(values: list[int], limit: int) -> None:
-    durations = pl.DataFrame({"key": [0] * len(values), "dur_ns": values})
-    found, bits = kernels.histogram(durations, limit)
-    assert found["count"].sum() == len(values)
-    if not bits:
-        assert sorted(set(values)) == found["dur_ns"].to_list()
-        return
-    assert found.height <= limit or bits == 4
-    spread = np.repeat(found["dur_ns"].to_numpy(), found["count"].to_numpy())
-    assert (np.abs(np.sort(np.array(values)) - spread) <= np.array(sorted(values)) * 2.0**-bits + 1).all()
 
 
 def test_full_precision_multiplications_are_a_finding() -> None:
