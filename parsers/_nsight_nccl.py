@@ -191,7 +191,8 @@ def _grouped(calls: pl.DataFrame) -> pl.DataFrame:
     levelled = levelled.with_columns(
         level=pl.col("raw") - pl.min_horizontal(pl.col("raw").cum_min().over("thread"), pl.lit(0, pl.Int32))
     )
-    in_group = (pl.col("level") > 0) | (pl.col("step") == -1)
+    before = pl.col("level").shift(1).over("thread").fill_null(0)
+    in_group = (pl.col("level") > 0) | ((pl.col("step") == -1) & (before > 0))
     opens = ~in_group | ((pl.col("step") == 1) & (pl.col("level") == 1))
     return levelled.with_columns(
         group=opens.cast(pl.Int64).cum_sum(),

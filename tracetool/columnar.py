@@ -25,6 +25,7 @@ SQLITE_MAGIC: Final = b"SQLite format 3\0"
 Wanted = Literal["int", "text", "bytes"]
 _DTYPES: Final[dict[Wanted, type[pl.DataType]]] = {"int": pl.Int64, "text": pl.String, "bytes": pl.Binary}
 _BATCH_ROWS: Final = 65_536
+_SALVAGE_ROWS: Final = 16
 _PAGE_SIZE_AT: Final = slice(16, 18)
 _PAGES_AT: Final = slice(28, 32)
 _SUFFIXES: Final = (".parquet", ".arrow")
@@ -84,20 +85,27 @@ class Columnar:
         if keep:
             values = ", ".join(_literal(value) for value in keep[1])
             query += f" where {_quoted(keep[0])} in ({values})"
+        nothing = pl.DataFrame(schema={name: _DTYPES[kind] for name, kind in columns.items()})
         parts: list[pl.DataFrame] = []
-        rows = 0
-        try:
-            for batch in self._batches(query):
-                parts.append(_typed(batch, columns))
-                rows += parts[-1].height
-        except _driver_errors() as error:
+        reason = ""
+        for batch_rows in (_BATCH_ROWS, _SALVAGE_ROWS):  # damage costs a whole batch: small ones lose less
+            parts = []
+            try:
+                for batch in self._batches(query, batch_rows):
+                    parts.append(_typed(batch, columns))
+            except _driver_errors() as error:
+                reason = _reason(error)
+            else:
+                break
+        found = pl.concat([nothing, *parts])
+        if reason:
             self.complete = False
-            self.notes.append(f"table {table} is damaged after {rows} rows ({_reason(error)}); the rest was left out")
-        return pl.concat([pl.DataFrame(schema={n: _DTYPES[k] for n, k in columns.items()}), *parts])
+            self.notes.append(f"table {table} is damaged after {found.height} rows ({reason}); the rest was left out")
+        return found
 
-    def _batches(self, query: str) -> Iterator[Any]:
+    def _batches(self, query: str, batch_rows: int = _BATCH_ROWS) -> Iterator[Any]:
         with self.connection.cursor() as cursor:
-            cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(_BATCH_ROWS)})
+            cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(batch_rows)})
             cursor.execute(query)
             yield from cursor.fetch_record_batch()
 
