@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulator import BUCKETS, Config, SlowLink, Stall, samples, simulate
+from simulator import BUCKETS, Config, SlowLink, Stall, samples, simulate, whatif
 from simulator.record import BASE_UNIX_NS
 from simulator.schedule import zb1p
 from simulator.timeline import measure
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from simulator import Run
@@ -202,10 +203,6 @@ def bucket(run: Run, rank: int, name: str, *, joined: bool = True) -> int:
     return sum(int(r[f"{name}_ns"]) for r in run.truth(joined=joined).budget() if r["rank"] == rank)
 
 
-def elapsed(run: Run) -> int:
-    return max(a.source.end_ns for t in run.traces for a in t.activities)
-
-
 HEALTHY = Config()
 
 
@@ -226,7 +223,7 @@ HEALTHY = Config()
     ids=lambda change: next(iter(change)),
 )
 def test_a_perturbation_makes_the_run_longer(change: dict[str, Any]) -> None:
-    assert elapsed(simulate(HEALTHY.replace(**change))) > elapsed(simulate(HEALTHY)) * 1.05
+    assert simulate(HEALTHY.replace(**change)).elapsed_ns > simulate(HEALTHY).elapsed_ns * 1.05
 
 
 def test_a_slow_rank_computes_longer_and_its_peers_wait() -> None:
@@ -559,3 +556,32 @@ def test_instances_hold_every_member_and_its_transfer() -> None:
     for row in rows:
         assert len(row["ranks"]) == row["size"]
         assert row["transfer_ns"] == row["nominal_ns"] > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "change"),
+    [
+        (HEALTHY.replace(slow_ranks={3: 1.3}, jitter=0.02), whatif.without_stragglers),
+        (HEALTHY.replace(slow_ranks={3: 1.3}, jitter=0.02), lambda c: whatif.without_slow_rank(c, 3)),
+        (HEALTHY.replace(heavy_stages={1: 1.4}), whatif.balanced_stages),
+        (HEALTHY, lambda c: whatif.faster_communication(c, 2.0)),
+        (HEALTHY.replace(op_ns=20_000), whatif.without_host_gaps),
+        (HEALTHY.replace(comm_jitter=0.5), whatif.without_jitter),
+    ],
+)
+def test_a_change_really_made_saves_time(config: Config, change: Callable[[Config], Config]) -> None:
+    assert simulate(change(config)).elapsed_ns < simulate(config).elapsed_ns
+
+
+def test_removing_a_slow_rank_gives_the_run_without_it() -> None:
+    config = HEALTHY.replace(slow_ranks={3: 1.3}, jitter=0.05, comm_jitter=0.1, host_jitter=0.1)
+    healed = simulate(whatif.without_slow_rank(config, 3))
+    never = simulate(config.replace(slow_ranks={}))
+    assert [a.end_ns for t in healed.traces for a in t.activities] == [
+        a.end_ns for t in never.traces for a in t.activities
+    ]
+
+
+def test_a_free_host_leaves_no_host_bound_time() -> None:
+    rows = simulate(whatif.without_host_gaps(HEALTHY)).truth().budget()
+    assert sum(row["host_bound_ns"] for row in rows) == 0

@@ -1,0 +1,50 @@
+"""Changes really made: each takes a config and returns the one to simulate again. Noise is drawn alike in both."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from simulator.config import SlowLink
+
+if TYPE_CHECKING:
+    from simulator.config import Config
+
+
+def without_stragglers(config: Config) -> Config:
+    """Every rank, host and link as its peers are; a heavy stage stays."""
+    return config.replace(slow_ranks={}, slow_hosts={}, stalls=(), slow_links=(), long_sequences={})
+
+
+def without_slow_rank(config: Config, rank: int) -> Config:
+    """One slow rank as its peers are."""
+    return config.replace(slow_ranks={r: factor for r, factor in config.slow_ranks.items() if r != rank})
+
+
+def balanced_stages(config: Config) -> Config:
+    """Every stage with the same share of the work there is."""
+    mean = sum(config.heavy_stages.get(s, 1.0) for s in range(config.pp)) / config.pp
+    return config.replace(heavy_stages=dict.fromkeys(range(config.pp), mean))
+
+
+def faster_communication(config: Config, times: float) -> Config:
+    """Every transfer in 1/times of its time."""
+    return config.replace(slow_links=(*config.slow_links, SlowLink(1 / times)))
+
+
+def without_host_gaps(config: Config) -> Config:
+    """Host that costs nothing: work starts on the GPU as soon as the GPU can."""
+    return config.replace(
+        op_ns=0,
+        launch_ns=0,
+        latency_ns=0,
+        latency_jitter_ns=0,
+        dataloader_ns=0,
+        between_steps_ns=0,
+        slow_hosts={},
+        stalls=(),
+    )
+
+
+def without_jitter(config: Config) -> Config:
+    """No noise anywhere."""
+    return config.replace(jitter=0.0, comm_jitter=0.0, end_jitter_ns=0, host_jitter=0.0, latency_jitter_ns=0)
