@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
@@ -50,11 +49,11 @@ def test_defaults_are_the_default_settings() -> None:
 
 
 def test_every_setting_has_an_option_and_steps_none_is_one_window() -> None:
-    options = RunOptions(ranks="0-1", steps="none", hosts=Path("h"), mfu_convention=MfuConvention.full, quiet=True)
+    options = RunOptions(ranks="0-1", steps="none", mfu_convention=MfuConvention.full, quiet=True, anonymize=True)
     settings = options.settings()
     assert (settings.ranks, settings.steps, settings.ignore_steps) == ((0, 1), None, True)
-    assert (settings.hosts, settings.mfu_convention) == ("h", "full")
-    assert options.said() == "--ranks 0-1 --steps none --hosts h --mfu-convention full"
+    assert (settings.anonymize, settings.mfu_convention) == (True, "full")
+    assert options.said() == "--ranks 0-1 --steps none --mfu-convention full --anonymize"
     options_of = {field.name for field in dataclasses.fields(RunOptions)}
     # ignore_steps is spelled --steps none; the slice budget is a constant of the page
     assert {field.name for field in dataclasses.fields(Settings)} - options_of == {"ignore_steps", "slice_budget"}

@@ -135,6 +135,53 @@ def analyze(
 
 
 @app.command()
+@run_options
+def postmortem(
+    run: Annotated[str, typer.Argument(help="Directory of dumps, logs or traces of the job.", metavar="DIR")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also as HTML.", metavar="FILE")] = None,
+    json: Annotated[str | None, typer.Option(help="Also the JSON document; - for stdout.", metavar="FILE")] = None,
+    force: Force = False,
+    *,
+    options: RunOptions,
+) -> None:
+    """Say who hung a job, where, why, and how sure that is. Exits 0 whatever the verdict."""
+    from tracetool import report as reports
+
+    for name in (output, Path(json) if json and json != "-" else None):
+        if name:
+            reports.refuse_overwrite(name, force=force)
+    with _opened(run, options) as opened:
+        made = _report(opened, options, "postmortem", ["hangs"])
+        if json != "-":
+            result = made.results["hangs"]
+            lines = result.tables["verdict"]["line"].to_list() if result.status == "ok" else [result.reason]
+            print("\n".join(lines))
+        if json:
+            _put(json, reports.to_json(reports.document(made)), force=force)
+        if output:
+            reports.write(output, reports.render_html(made), force=force)
+            _say(str(output), options)
+        _finish(opened, options)
+
+
+@app.command()
+@run_options
+def sql(
+    run: RunArgument,
+    query: Annotated[str, typer.Argument(help="A select over the tables of `tracetool schema`.", metavar="QUERY")],
+    form: Annotated[TableFormat, typer.Option("--format", help="How to write the answer.")] = TableFormat.table,
+    *,
+    options: RunOptions,
+) -> None:
+    """Run a polars SQL query over the tables of a run."""
+    from tracetool.query import query_run, render_frame
+
+    with _opened(run, options) as opened:
+        print(render_frame(query_run(opened, query), form.value), end="")
+        _finish(opened, options)
+
+
+@app.command()
 def schema() -> None:
     """Print every table of the data model with what each column means."""
     from tracetool.tables import SCHEMAS

@@ -73,6 +73,7 @@ def run_facts(run: RunView) -> Document:
         "devices": sorted({str(name) for name in run.ranks["device_name"].drop_nulls().to_list()}),
         "complete": bool(whole and ranks and run.sources["complete"].fill_null(True).all()),
         "recorded_unix_ns": recorded_unix_ns(run),
+        "notes": list(run.notes),
     }
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tracetool import registry, store
+from tracetool.anonymize import anonymize
 from tracetool.assign import Claim, assign, choose, gaps, ranges
 from tracetool.discover import Discovery, Source, discover
 from tracetool.engine import in_order
@@ -141,6 +142,8 @@ def _assemble(run: str, found: Discovery, reports: Sequence[SourceReport], setti
         joined=_run_tables(reports, root),
         notes=tuple(notes),
     )
+    if settings.anonymize:
+        view = anonymize(view, found.ignored)
     damaged = tuple(r.source.display for r in reports if r.error or not r.row["complete"] or r.row["dropped"])
     return Ingested(view, handles, _uses(chosen), damaged)
 

@@ -48,5 +48,7 @@ class Settings:
     """Output file of nccl-tests: the cluster's own bandwidth ceiling."""
     comm_pattern: str | None = None
     """Regular expression of further kernel names that are communication."""
+    anonymize: bool = False
+    """Take the names of hosts, files and directories out of every result."""
     slice_budget: int = 100_000
     """Slices the timeline may hold over all ranks."""
