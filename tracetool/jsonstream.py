@@ -432,8 +432,10 @@ class ArrayStream(Generic[T]):
                     end = begin + at - 1 if comma else text.rfind(b"]", begin, begin + at - 2)
                     closed = self._closed(text[begin:end], comma=comma)
                     if closed is not None and self._boundary.search(text, end):
-                        self._drop(begin)  # a list inside a broken object: the array goes on behind it
-                        piece, window = piece + 1, _FIRST_WINDOW
+                        # a stray bracket, or the end of a list inside a broken object: the array goes on behind it
+                        yield closed
+                        self._drop(end)
+                        piece, window = max(piece + 1, bisect_right(starts, end)), _FIRST_WINDOW
                         continue
                     if closed is not None:
                         yield closed
@@ -528,17 +530,27 @@ class ArrayStream(Generic[T]):
         bounds = sorted({0, *inner})
         lost = 0
         for start, stop in zip(bounds, [*bounds[1:], len(text)], strict=True):
-            part = text[start : text.rfind(b"}", start, stop) + 1]
-            try:
-                objects = self._decode(b"[" + part + b"]") if part else []
-            except _BROKEN:
-                objects = []
+            objects = self._whole(text[start:stop])
             if objects:
                 yield objects
             else:
                 lost += 1
-        if lost:
-            self._drop(begin)
+        # a whole object with something odd behind it: nothing but the odd text is lost
+        self.repairs.dropped += max(lost, 1)
+        self.repairs.at(self._offset + begin)
+
+    def _whole(self, text: bytes) -> list[T]:
+        """Return the object with which the text begins, whatever stands behind it; nothing when it is broken."""
+        part = text[: text.rfind(b"}") + 1]
+        for _ in range(_MOST_JOINED):
+            if not part:
+                break
+            try:
+                return self._decode(b"[" + part + b"]")
+            except _BROKEN as error:
+                at = _error_at(error)
+                part = part[: part.rfind(b"}", 0, at - 1 if at else len(part) - 1) + 1]
+        return []
 
 
 def _patterns(first_keys: Sequence[str]) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
