@@ -3,7 +3,11 @@
 (() => {
   const reveal = () => {
     const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    if (target && target.tagName === "DETAILS") target.open = true;
+    const box = target && target.closest("details");
+    if (box && !box.open) {
+      box.open = true;
+      target.scrollIntoView();
+    }
   };
   addEventListener("hashchange", reveal);
   reveal();

@@ -8,7 +8,7 @@ the number behind it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +19,7 @@ from markupsafe import Markup
 from tracetool.heatmap import SHADES, data_uri, limits, shades
 from tracetool.lanes import pack
 from tracetool.palette import colours, fill, ink
-from tracetool.units import ABSENT, Scale, cell, clean, figure, heading, scale, short
+from tracetool.units import ABSENT, Scale, cell, clean, figure, heading, scale, short, unit_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -67,8 +67,14 @@ def draw(chart: Chart, table: pl.DataFrame | None, shortest_ns: int = 0) -> Draw
             "timeline", clean(chart.title), clean(chart.note), legend=legend, data=packed.data, notes=packed.notes,
             longest=chart.y[0],
         )  # fmt: skip
+    chart = replace(chart, unit=_unit(chart))
     body, legend, notes = _KINDS[chart.kind](chart, table)
     return Drawing(chart.kind, clean(chart.title), clean(chart.note), body, legend, notes=notes)
+
+
+def _unit(chart: Chart) -> str:
+    """Return the unit of y: a plain count is finer told by the column's own name."""
+    return unit_of(chart.y[0]) or chart.unit if chart.unit == "count" else chart.unit
 
 
 def _problem(chart: Chart, table: pl.DataFrame | None) -> str:
@@ -529,10 +535,10 @@ def _heat(chart: Chart, table: pl.DataFrame) -> Made:
     across = table[chart.x].replace_strict(column_of, return_dtype=pl.Int64).to_numpy()
     cells[rows, across] = np.array(_numbers(table, value))
     edges = limits(cells)
+    if not edges:
+        return Markup("<p>Nothing stands out: no value lies more than 2 % above the median.</p>"), [], []
     height = max(48, min(420, 12 * len(labels)))
-    notes = [] if edges else ["Nothing stands out: no value lies more than 2 % above the median."]
-    if np.isnan(cells).any():
-        notes.append("Grey: no value.")
+    notes = ["Grey: no value."] if np.isnan(cells).any() else []
     legend = [
         (f"{figure(low, chart.unit)} to {figure(high, chart.unit)}", shade)
         for shade, low, high in zip(SHADES, edges[:-1], edges[1:], strict=False)

@@ -96,12 +96,17 @@ def gain_share(finding: Finding) -> str:
     return "" if finding.recoverable_share is None else f"{figure(finding.recoverable_share, 'share')} of the step"
 
 
+def matters(finding: Finding) -> bool:
+    """Say whether a finding belongs in the verdict: more than info, or worth at least 1 % of the step."""
+    return finding.severity != "info" or (finding.recoverable_share or 0.0) >= NEGLIGIBLE
+
+
 def verdict(report: Report) -> list[Piece]:
     """Return the verdict: the two largest causes, or that there is nothing to find, or that nothing could be told."""
     answered = [section for section in sections(report) if section.result.status == "ok"]
     if not answered:
         return [Piece("None of the questions could be answered from these traces; each says why below.")]
-    causes = [finding for finding in report.findings if finding.severity != "info"][:2]
+    causes = [finding for finding in report.findings if matters(finding)][:2]
     unasked = len(report.results) - len(answered)
     if not causes:
         pieces = [Piece("Nothing above 1 % of the step stands out.")]

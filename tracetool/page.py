@@ -33,6 +33,8 @@ HARD_LIMIT_BYTES: Final = 5_000_000
 CELLS: Final = 1_200
 """Cells of one table on the page; the JSON document has all rows."""
 MOST_ROWS, FEWEST_ROWS = 200, 10
+MOST_FINDINGS: Final = 8
+LONG_FIGURE: Final = 16
 _FEWER_CELLS: Final = 300
 _SLICE_ROWS: Final = 25
 _THIN_NS: Final = 10_000
@@ -88,6 +90,7 @@ def _render(report: Report, limits: _Limits, notes: Sequence[str]) -> str:
     first = {id(picture.chart) for picture in outline.first_screen(report)}
     sections = [_section(section, limits, first) for section in outline.sections(report)]
     word, said = outline.quality_word(report)
+    shown = _major(report.findings)
     return _environment().get_template("report.html").render(
         title=outline.title(report),
         name=outline.name(report),
@@ -100,7 +103,8 @@ def _render(report: Report, limits: _Limits, notes: Sequence[str]) -> str:
             {"drawing": draw(picture.chart, picture.table), "section": picture.section.name}
             for picture in outline.first_screen(report)
         ],
-        findings=[_finding(finding, report) for finding in report.findings],
+        findings=[_finding(finding, report) for finding in report.findings[:shown]],
+        minor=[_finding(finding, report) for finding in report.findings[shown:]],
         answered=[section for section in sections if section["status"] != "skipped"],
         skipped=[section for section in sections if section["status"] == "skipped"],
         missing=outline.missing_ranks(report),
@@ -133,12 +137,20 @@ def _largest(report: Report) -> dict[str, str] | None:
     return _head("Largest gain", outline.gain(best), f"{outline.gain_share(best)}; gains do not add up", "findings")
 
 
+def _major(findings: Sequence[Finding]) -> int:
+    """Return how many findings stand open: up to the last that matters, MOST_FINDINGS at most unless they are grave."""
+    last = max((number for number, finding in enumerate(findings, 1) if outline.matters(finding)), default=0)
+    grave = max((number for number, finding in enumerate(findings, 1) if finding.severity != "info"), default=0)
+    return max(grave, min(last, MOST_FINDINGS))
+
+
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
 def _head(label: str, text: str, note: str, section: str) -> dict[str, str]:
-    return {"label": clean(label), "text": text, "note": clean(note), "section": section}
+    long = "long" if len(text) > LONG_FIGURE else ""
+    return {"label": clean(label), "text": text, "long": long, "note": clean(note), "section": section}
 
 
 def _finding(finding: Finding, report: Report) -> dict[str, Any]:
@@ -163,14 +175,16 @@ def _finding(finding: Finding, report: Report) -> dict[str, Any]:
 
 def _section(section: outline.Section, limits: _Limits, first: set[int]) -> dict[str, Any]:
     result = section.result
-    pictures = [
-        _picture(chart, section, limits) for chart in result.charts if id(chart) not in first and result.status == "ok"
-    ]
-    drawn = {picture["table"].get("name") for picture in pictures if picture["table"]}
+    pictures: list[dict[str, Any]] = []
+    drawn: set[str] = set()
+    for chart in result.charts if result.status == "ok" else ():
+        if id(chart) not in first:
+            pictures.append(_picture(chart, section, limits, beside=chart.table not in drawn))
+            drawn.add(chart.table)
     rest = [
         _table(name, grid(frame, _rows(frame.width, limits)), section.name)
         for name, frame in result.tables.items()
-        if name not in drawn and result.status == "ok"
+        if name not in drawn and result.status == "ok" and frame.height
     ]
     return {
         "name": section.name,
@@ -182,15 +196,17 @@ def _section(section: outline.Section, limits: _Limits, first: set[int]) -> dict
         "metrics": [(clean(name), heading(name), _metric(name, value)) for name, value in result.metrics.items()],
         "pictures": pictures,
         "tables": rest,
+        "empty": [heading(name) for name, frame in result.tables.items() if not frame.height],
         "definition": _blocks(section.definition),
     }
 
 
-def _picture(chart: Chart, section: outline.Section, limits: _Limits) -> dict[str, Any]:
+def _picture(chart: Chart, section: outline.Section, limits: _Limits, *, beside: bool) -> dict[str, Any]:
+    """Return a drawing, with its table unless that already stands beside an earlier one."""
     frame = section.result.tables.get(chart.table)
     drawing: Drawing = draw(chart, frame, limits.shortest_ns)
     table = None
-    if frame is not None and frame.height:
+    if beside and frame is not None and frame.height:
         rows = _SLICE_ROWS if drawing.longest else _rows(frame.width, limits)
         table = _table(chart.table, grid(frame, rows, drawing.longest), section.name)
         table["longest"] = drawing.longest
