@@ -103,7 +103,7 @@ def label(kernels: pl.DataFrame, ranges: pl.DataFrame, frameworks: pl.DataFrame)
     tell an all-to-all from sends and receives. Returned: `key, op, communicator, in_bytes, out_bytes, peer`
     (position in the communicator) and `comm_ranks`; sizes only where one kernel answers for the calls.
     """
-    calls = ranges.sort("thread", "start_ns", "end_ns").with_columns(
+    calls = ranges.sort("thread", "start_ns", "end_ns", maintain_order=True).with_columns(
         group=pl.lit(None, pl.Int64), call=pl.lit(None, pl.String)
     )
     calls = _grouped(calls)

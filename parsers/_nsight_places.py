@@ -18,6 +18,7 @@ from tracetool.parsers import _nsight_rows as rows_of
 from tracetool.discover import rank_of
 from tracetool.tables import Category, Text, empty
 
+_BACKWARD_NODE: Final = r"^autograd::engine::|Backward\d*$|AccumulateGrad$"
 _LAUNCH_KEY: Final = ["process", "correlation"]
 
 
@@ -187,6 +188,8 @@ def place(rows: rows_of.Rows, known: pl.DataFrame) -> Placed:
     copied = pl.col("category").is_in(["memcpy", "memset"])
     shaped = pl.col("sequence").is_not_null() | pl.col("input_dims").is_not_null()
     is_op = pl.col("category") == "cpu_op"
+    # of operators with a sequence number, all but the nodes of the backward graph belong to a forward
+    is_forward = pl.col("sequence").is_not_null() & ~pl.col("name").str.contains(_BACKWARD_NODE)
     return Placed(
         events=events.drop("end_ns"),
         copies=gpu.with_columns(uid=uid + number["gpu"]).filter(copied).select("uid", "rank", "bytes", "direction"),
@@ -195,7 +198,7 @@ def place(rows: rows_of.Rows, known: pl.DataFrame) -> Placed:
         ),
         shapes=ranges.with_columns(uid=uid + number["ranges"])
         .filter(shaped & is_op)
-        .select("uid", "rank", "sequence", "input_dims"),
+        .select("uid", "rank", "sequence", "input_dims", fwd_thread=pl.when(is_forward).then(pl.lit(0, pl.Int64))),
         comms=comms.with_columns(uid=pl.col("key").cast(pl.Int64) + number["gpu"]).drop("key"),
         groups=groups,
         notes=notes,
