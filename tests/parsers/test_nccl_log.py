@@ -111,7 +111,10 @@ def test_ranks_come_from_the_largest_communicator(tmp_path: Path) -> None:
 
 
 def test_interleaved_writers_keep_their_lines(tmp_path: Path) -> None:
-    coll = "Broadcast: opCount {c} sendbuff 0x1 recvbuff 0x2 count 5 datatype 7 op 0 root 0 comm 0x1{c} [nranks=2] stream 0x1"
+    coll = (
+        "Broadcast: opCount {c} sendbuff 0x1 recvbuff 0x2 count 5 datatype 7 op 0 root 0 "
+        "comm 0x1{c} [nranks=2] stream 0x1"
+    )
     text = (
         "node:10:11 [0] NCCL INFO comm 0x10 rank 0 nranks 2 cudaDev 0 busId 1 commId 0x9 - Init COMPLETE\n"
         "node:20:21 [1] NCCL INFO comm 0x11 rank 1 nranks 2 cudaDev 1 busId 2 commId 0x9 - Init COMPLETE\n"
