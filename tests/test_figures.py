@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracetool import figures
@@ -16,6 +16,7 @@ def test_a_share_of_nothing_is_not_known() -> None:
     assert figures.share(0, 0) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=30), st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0]))
 def test_quantiles_are_those_of_numpy(values: list[int], q: float) -> None:
     found = figures.quantile_ns(pl.Series(values, dtype=pl.Int64), q)
@@ -27,6 +28,7 @@ def test_no_values_have_no_quantile() -> None:
     assert figures.quantile_ns(pl.Series([], dtype=pl.Int64), 0.5) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=8), st.integers(1, 9))
 def test_rounded_means_still_add_up(parts: list[int], count: int) -> None:
     means = figures.apportion(parts, count)

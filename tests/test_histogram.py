@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracetool.histogram import histogram, quantiles
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 10**7)), min_size=1, max_size=60))
 def test_quantiles_equal_numpy(pairs: list[tuple[int, int]]) -> None:
     counted = pl.DataFrame(pairs, schema={"row": pl.UInt32, "dur_ns": pl.Int64}, orient="row")
@@ -20,6 +21,7 @@ def test_quantiles_equal_numpy(pairs: list[tuple[int, int]]) -> None:
         assert abs(p99 - np.quantile(values, 0.99)) <= 0.51
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=200), st.integers(2, 40))
 def test_a_histogram_keeps_its_size_and_its_error(values: list[int], limit: int) -> None:
     durations = pl.DataFrame({"key": [0] * len(values), "dur_ns": values})

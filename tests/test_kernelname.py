@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracetool.kernelname import SHORT_NAME_LENGTH, short_name
@@ -29,6 +29,7 @@ def test_long_names_get_short(name: str, short: str | None) -> None:
     assert short_name(name) == (name if short is None else short)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab<>():_ ", max_size=200))
 def test_no_name_breaks_shortening(name: str) -> None:
     assert len(short_name(name)) <= SHORT_NAME_LENGTH

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from inmemory import MemoryRank, ask, gpu, rows, steps
 
@@ -274,6 +274,7 @@ def oracle(activities: list[Any], cut: list[Any], bubbles: list[Any], t: int) ->
     return "host_bound" if t < later[0][4] else "idle"
 
 
+@settings(deadline=None)
 @given(timelines())
 def test_equal_to_counting_every_nanosecond(drawn: tuple[Any, ...]) -> None:
     activities, cut, bubbles, edges = drawn

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from inmemory import MemoryRank, ask, gpu, rows, steps
 
@@ -176,6 +176,7 @@ def test_no_step_is_skipped() -> None:
     assert ask(host, [MemoryRank(0, tables)], Settings()).status == "skipped"
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=8), st.lists(st.integers(-5, 60), max_size=5)
 )
@@ -186,6 +187,7 @@ def test_the_integral_of_depth_equals_counting(spans: list[tuple[int, int]], at:
     assert found.tolist() == [sum(max(0, min(t, e) - s) for s, e in spans) for t in at]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 60), st.integers(1, 15), st.integers(0, 10)), min_size=1, max_size=6), st.data()
 )

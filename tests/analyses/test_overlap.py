@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from inmemory import MemoryRank, ask, gpu, rows, steps
 
@@ -114,6 +114,7 @@ def test_hidden_communication_gives_no_finding() -> None:
 SPAN = st.tuples(st.integers(0, 30), st.integers(0, 12), st.sampled_from(["compute", "comm", "memcpy"]))
 
 
+@settings(deadline=None)
 @given(st.lists(SPAN, min_size=1, max_size=7), st.integers(0, 20), st.integers(1, 20))
 def test_equal_to_counting_every_nanosecond(spans: list[tuple[int, int, str]], start: int, length: int) -> None:
     def runs(kind: str, t: int) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from inmemory import MemoryRank, ask, gpu, rows, run_view
 
@@ -144,6 +144,7 @@ LAUNCHED = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 10))
 
 
 @pytest.mark.parametrize("at_once", [1, 10, 10**6])
+@settings(deadline=None)
 @given(st.lists(SPAN, max_size=6), st.lists(LAUNCHED, max_size=6))
 def test_equal_to_counting_every_nanosecond(
     at_once: int, spans: list[tuple[str, int, int, int]], activities: list[tuple[int, int, int]]

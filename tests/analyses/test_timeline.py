@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from inmemory import MemoryRank, ask, gpu, rows, run_view, steps
 
@@ -101,6 +101,7 @@ ACTIVITY = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(ACTIVITY, min_size=1, max_size=30), st.integers(1, 12))
 def test_no_edge_moves_by_more_than_the_resolution(activities: list[tuple[int, int, int, str]], budget: int) -> None:
     result = ask(timeline, [rank_of(0, *activities)], Settings(slice_budget=budget))
