@@ -25,8 +25,8 @@ def curve(path: Path) -> pl.DataFrame:
     found = tests.parse(path, ParseOptions(path.name))
     for name, table in found.items():
         check(name, table)
-    table: pl.DataFrame = found["bandwidth_curve"]
-    return table
+    rows: pl.DataFrame = found["bandwidth_curve"]
+    return rows
 
 
 def test_reference_curve(shared: Path) -> None:
