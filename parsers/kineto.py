@@ -19,9 +19,7 @@ space outside strings, numbers and strings as written: `[[16,559],[],[]]`.
 from __future__ import annotations
 
 import re
-from array import array
 from collections import Counter
-from decimal import ROUND_HALF_UP, Decimal
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,6 +32,21 @@ from tracetool import tables
 from tracetool.commwords import dtype_bytes
 from tracetool.errors import UnreadableTrace
 from tracetool.jsonstream import ArrayStream
+from tracetool.rawcolumns import (
+    NULL,
+    Codes,
+    append,
+    compact_json,
+    extend,
+    ints,
+    joined,
+    json_value,
+    nullable,
+    numbered,
+    one_int,
+    texts_to_ns,
+    us_to_ns,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,13 +60,10 @@ if TYPE_CHECKING:
 
 FORMAT = "kineto"
 
-_NULL: Final = -(2**63)
 _NO_ARGS: Final = Raw(b"{}")
 _NO_TEXT: Final = Raw(b"")
-_FLOAT_EXACT_US: Final = 2.0**43
 _EPOCH_US: Final = 3e14
 """Times above this (the year 1979) count from 1970; base-relative ones stay within a quarter of a year."""
-_LARGEST_US: Final = 9.2e15
 
 _CATEGORY: Final = {
     "kernel": "kernel", "Kernel": "kernel", "mtia_ccp_events": "kernel",
@@ -156,23 +166,23 @@ class _Phase(Struct, gc=False):
 
 
 class _LaunchArgs(Struct, gc=False):
-    external_id: Any = msgspec.field(default=_NULL, name="External id")
-    correlation: Any = _NULL
+    external_id: Any = msgspec.field(default=NULL, name="External id")
+    correlation: Any = NULL
 
 
 class _CopyArgs(Struct, gc=False):
-    external_id: Any = msgspec.field(default=_NULL, name="External id")
-    correlation: Any = _NULL
-    bytes: Any = _NULL
-    size: Any = _NULL
+    external_id: Any = msgspec.field(default=NULL, name="External id")
+    correlation: Any = NULL
+    bytes: Any = NULL
+    size: Any = NULL
     kind: Any = None
     direction: Any = None
 
 
 class _OpArgs(Struct, gc=False):
-    external_id: Any = msgspec.field(default=_NULL, name="External id")
-    sequence: Any = msgspec.field(default=_NULL, name="Sequence number")
-    fwd_thread: Any = msgspec.field(default=_NULL, name="Fwd thread id")
+    external_id: Any = msgspec.field(default=NULL, name="External id")
+    sequence: Any = msgspec.field(default=NULL, name="Sequence number")
+    fwd_thread: Any = msgspec.field(default=NULL, name="Fwd thread id")
     concrete_inputs: Raw = msgspec.field(default=_NO_TEXT, name="Concrete Inputs")
     input_types: Raw = msgspec.field(default=_NO_TEXT, name="Input type")
     input_strides: Raw = msgspec.field(default=_NO_TEXT, name="Input Strides")
@@ -180,12 +190,12 @@ class _OpArgs(Struct, gc=False):
 
 
 class _SyncArgs(Struct, gc=False):
-    external_id: Any = msgspec.field(default=_NULL, name="External id")
-    correlation: Any = _NULL
+    external_id: Any = msgspec.field(default=NULL, name="External id")
+    correlation: Any = NULL
     sync_kind: Any = msgspec.field(default=None, name="cuda_sync_kind")
-    stream: Any = _NULL
-    wait_on_stream: Any = _NULL
-    wait_on_correlation: Any = msgspec.field(default=_NULL, name="wait_on_cuda_event_record_corr_id")
+    stream: Any = NULL
+    wait_on_stream: Any = NULL
+    wait_on_correlation: Any = msgspec.field(default=NULL, name="wait_on_cuda_event_record_corr_id")
 
 
 class _CommArgs(Struct, gc=False):
@@ -193,23 +203,23 @@ class _CommArgs(Struct, gc=False):
     group: Any = msgspec.field(default=None, name="Process Group Name")
     group_desc: Any = msgspec.field(default=None, name="Process Group Description")
     group_ranks: Raw = msgspec.field(default=_NO_TEXT, name="Process Group Ranks")
-    group_size: Any = msgspec.field(default=_NULL, name="Group size")
-    in_elems: Any = msgspec.field(default=_NULL, name="In msg nelems")
-    out_elems: Any = msgspec.field(default=_NULL, name="Out msg nelems")
+    group_size: Any = msgspec.field(default=NULL, name="Group size")
+    in_elems: Any = msgspec.field(default=NULL, name="In msg nelems")
+    out_elems: Any = msgspec.field(default=NULL, name="Out msg nelems")
     dtype: Any = None
-    seq: Any = msgspec.field(default=_NULL, name="Seq")
-    source: Any = msgspec.field(default=_NULL, name="Src Rank")
-    target: Any = msgspec.field(default=_NULL, name="Dst Rank")
+    seq: Any = msgspec.field(default=NULL, name="Seq")
+    source: Any = msgspec.field(default=NULL, name="Src Rank")
+    target: Any = msgspec.field(default=NULL, name="Dst Rank")
     in_split: Raw = msgspec.field(default=_NO_TEXT, name="In split size")
     out_split: Raw = msgspec.field(default=_NO_TEXT, name="Out split size")
 
 
 class _MemoryArgs(Struct, gc=False):
-    device: Any = msgspec.field(default=_NULL, name="Device Id")
-    device_type: Any = msgspec.field(default=_NULL, name="Device Type")
-    delta: Any = msgspec.field(default=_NULL, name="Bytes")
-    allocated: Any = msgspec.field(default=_NULL, name="Total Allocated")
-    reserved: Any = msgspec.field(default=_NULL, name="Total Reserved")
+    device: Any = msgspec.field(default=NULL, name="Device Id")
+    device_type: Any = msgspec.field(default=NULL, name="Device Type")
+    delta: Any = msgspec.field(default=NULL, name="Bytes")
+    allocated: Any = msgspec.field(default=NULL, name="Total Allocated")
+    reserved: Any = msgspec.field(default=NULL, name="Total Reserved")
 
 
 _COMM_MARKS: Final = (b'"Collective name"', b'"Process Group Name"')
@@ -280,109 +290,6 @@ def parse(path: Path, options: ParseOptions) -> Tables:
     return _Assembly(reader, stream, options.display_path, path.stat().st_size).tables()
 
 
-# ---- values to columns ----
-
-
-class _Codes(dict[Any, int]):
-    """Numbers values in the order in which they first come."""
-
-    def of(self, values: list[Any]) -> NDArray[np.int32]:
-        """Return the number of each value; lists and objects, which cannot be keys, count by their text."""
-        try:
-            return np.fromiter(map(self.__getitem__, values), np.int32, len(values))
-        except (KeyError, TypeError):  # something new or odd, which is seldom: the usual case needs no check
-            values = [value if _is_key(value) else str(value) for value in values]
-        for value in values:
-            if value not in self:
-                self[value] = len(self)
-        return np.fromiter(map(self.__getitem__, values), np.int32, len(values))
-
-    def texts(self) -> list[str]:
-        """Return the values as text, by number."""
-        return ["" if value is None else str(value) for value in self]
-
-
-def _is_key(value: object) -> bool:
-    return not isinstance(value, (list, dict))
-
-
-def _int(value: object) -> int:
-    """Return a number or its text as int64, `_NULL` when it is neither or does not fit."""
-    if isinstance(value, str):
-        try:
-            value = int(value)
-        except ValueError:
-            return _NULL
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value if isinstance(value, int) and abs(value) < -_NULL else _NULL
-
-
-def _ints(values: list[Any]) -> Ints:
-    """Return int64, `_NULL` where a value is missing or no integer."""
-    try:
-        return np.array(array("q", values), np.int64)
-    except (TypeError, OverflowError):
-        return np.array([_int(value) for value in values], np.int64)
-
-
-def _float(value: object) -> float:
-    try:
-        return float(value)  # type: ignore[arg-type]  # whatever a damaged file holds; all else raises TypeError
-    except (TypeError, ValueError, OverflowError):
-        return float("nan")
-
-
-def _us_to_ns(values: list[Any]) -> Ints | None:
-    """Return ns, `_NULL` where a value is no time; None when float64 cannot hold the values exactly enough."""
-    try:
-        whole = np.array(array("q", values), np.int64)
-    except (TypeError, OverflowError):
-        pass
-    else:
-        return np.where(np.abs(whole) <= int(_LARGEST_US), whole * 1000, _NULL)
-    try:
-        us = np.array(array("d", values))
-    except (TypeError, OverflowError):
-        us = np.array([_float(value) for value in values])
-    good = np.isfinite(us)
-    if not good.all():
-        us = np.where(good, us, 0.0)
-    if us.size and np.abs(us).max() >= _FLOAT_EXACT_US:
-        return None
-    floor = np.floor(us)
-    ns = floor.astype(np.int64) * 1000 + np.rint((us - floor) * 1000).astype(np.int64)
-    return ns if good.all() else np.where(good, ns, _NULL)
-
-
-def _texts_to_ns(values: list[Any]) -> Ints:
-    """Return ns from the decimal text of µs, rounded half up; `_NULL` where a text is no time."""
-    text = pl.Series([bytes(value) for value in values], dtype=pl.Binary).cast(pl.String, strict=False)
-    parts = pl.DataFrame({"text": text}).select(
-        pl.col("text").str.extract(r"^(\d{1,16})(?:\.\d*)?$").cast(pl.Int64, strict=False).alias("whole"),
-        pl.col("text").str.extract(r"^\d+\.(\d*)$").fill_null("").str.pad_end(4, "0").str.slice(0, 4).cast(pl.Int64)
-        .alias("tenths"),
-    )  # fmt: skip
-    ns = parts.select(
-        pl.when(pl.col("whole") <= int(_LARGEST_US)).then(pl.col("whole") * 1000 + (pl.col("tenths") + 5) // 10)
-    ).to_series()
-    result = ns.fill_null(_NULL).to_numpy().copy()
-    for row in np.flatnonzero(result == _NULL).tolist():
-        result[row] = _text_to_ns(bytes(values[row]))
-    return result
-
-
-def _text_to_ns(text: bytes) -> int:
-    """Return ns of a number with sign or exponent, or of one in quotes."""
-    try:
-        us = Decimal(text.decode().strip('"'))
-        if not us.is_finite() or abs(us) > int(_LARGEST_US):
-            return _NULL
-        return int((us * 1000).to_integral_value(ROUND_HALF_UP))
-    except (ArithmeticError, UnicodeDecodeError):
-        return _NULL
-
-
 # ---- one pass over the events ----
 
 
@@ -394,11 +301,11 @@ class _Reader:
         self.lost: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
         self.replaced_args = 0
-        self.categories = _Codes()
-        self.names = _Codes()
-        self.pids = _Codes()
-        self.tids = _Codes()
-        self.args_texts = _Codes({b"": 0})
+        self.categories = Codes()
+        self.names = Codes()
+        self.pids = Codes()
+        self.tids = Codes()
+        self.args_texts = Codes({b"": 0})
         self.rows = 0
         self.events: dict[str, list[NDArray[Any]]] = {}
         self.ops: dict[str, list[NDArray[Any]]] = {}
@@ -442,11 +349,11 @@ class _Reader:
             self._take_instants(instants, at)
         if others > len(instants):
             self._take_others(events)
-        good = (start != _NULL) & (dur >= 0)
+        good = (start != NULL) & (dur >= 0)
         if not good.all():
-            self.lost["time"] += int((start == _NULL).sum())
-            self.lost["duration"] += int(((start != _NULL) & (dur == _NULL)).sum())
-            self.lost["negative"] += int(((start != _NULL) & (dur < 0) & (dur != _NULL)).sum())
+            self.lost["time"] += int((start == NULL).sum())
+            self.lost["duration"] += int(((start != NULL) & (dur == NULL)).sum())
+            self.lost["negative"] += int(((start != NULL) & (dur < 0) & (dur != NULL)).sum())
             xs = [event for event, keep in zip(xs, good.tolist(), strict=True) if keep]
             categories = [event.cat for event in xs]
             start, dur = start[good], dur[good]
@@ -454,13 +361,13 @@ class _Reader:
             self._take_complete(xs, categories, start, dur)
 
     def _times(self, values: list[Any]) -> Ints | None:
-        return _texts_to_ns(values) if self._text_times else _us_to_ns(values)
+        return texts_to_ns(values) if self._text_times else us_to_ns(values)
 
     def _take_complete(self, xs: list[Any], categories: list[Any], start: Ints, dur: Ints) -> None:
         category = self.categories.of(categories)
         name = self.names.of([event.name for event in xs])
-        correlation = np.full(len(xs), _NULL)
-        external = np.full(len(xs), _NULL)
+        correlation = np.full(len(xs), NULL)
+        external = np.full(len(xs), NULL)
         kinds = (_LaunchArgs, _OpArgs, _CopyArgs, _SyncArgs)
         kind_of = np.array([kinds.index(_args_type(text)) for text in self.categories])[category]
         for number, kind in enumerate(kinds):
@@ -469,19 +376,19 @@ class _Reader:
                 continue
             raws = [xs[row].args for row in at.tolist()]
             args, comms, present = self._decode_args(raws, kind)
-            external[at] = _ints([arg.external_id for arg in args])
+            external[at] = ints([arg.external_id for arg in args])
             rows = at + self.rows
             if kind is _OpArgs:
                 self._take_ops(rows, args, present)
             else:
-                correlation[at] = _ints([arg.correlation for arg in args])
+                correlation[at] = ints([arg.correlation for arg in args])
             if kind is _CopyArgs:
                 self._take_copies(rows, args)
             elif kind is _SyncArgs:
-                _extend(self.syncs, row=rows.tolist(), **_fields(args, "sync_kind", *_SYNC_INTS))
+                extend(self.syncs, row=rows.tolist(), **_fields(args, "sync_kind", *_SYNC_INTS))
             if comms:
                 self._take_comms([int(rows[i]) for i in comms], [raws[i] for i in comms])
-        _append(
+        append(
             self.events,
             start=start,
             dur=dur,
@@ -526,54 +433,54 @@ class _Reader:
 
     def _take_ops(self, rows: Ints, args: list[_OpArgs], present: frozenset[str]) -> None:
         columns: dict[str, NDArray[Any]] = {
-            "sequence": _ints([arg.sequence for arg in args]),
-            "fwd_thread": _ints([arg.fwd_thread for arg in args]),
+            "sequence": ints([arg.sequence for arg in args]),
+            "fwd_thread": ints([arg.fwd_thread for arg in args]),
         }
-        told = (columns["sequence"] != _NULL) | (columns["fwd_thread"] != _NULL)
+        told = (columns["sequence"] != NULL) | (columns["fwd_thread"] != NULL)
         for name in _SHAPES:
             # getattr by a C function: this is the longest column of most traces
             raws = list(map(bytes, map(attrgetter(name), args))) if name in present else []
             columns[name] = self.args_texts.of(raws) if raws else np.zeros(len(args), np.int32)
             told |= columns[name] != 0
         if told.any():
-            _append(self.ops, row=rows[told], **{name: values[told] for name, values in columns.items()})
+            append(self.ops, row=rows[told], **{name: values[told] for name, values in columns.items()})
 
     def _take_copies(self, rows: Ints, args: list[_CopyArgs]) -> None:
-        size = _ints([arg.bytes for arg in args])
-        size = np.where(size == _NULL, _ints([arg.size for arg in args]), size)
+        size = ints([arg.bytes for arg in args])
+        size = np.where(size == NULL, ints([arg.size for arg in args]), size)
         direction = [arg.kind if isinstance(arg.kind, str) else arg.direction for arg in args]
-        _extend(self.copies, row=rows.tolist(), bytes=size.tolist(), direction=direction)
+        extend(self.copies, row=rows.tolist(), bytes=size.tolist(), direction=direction)
 
     def _take_comms(self, rows: list[int], raws: list[Raw]) -> None:
         args, *_ = self._decode_args(raws, _CommArgs)
         fields = _fields(args, *(name for name in _CommArgs.__struct_fields__ if name not in ("source", "target")))
-        target, source = _ints([arg.target for arg in args]), _ints([arg.source for arg in args])
+        target, source = ints([arg.target for arg in args]), ints([arg.source for arg in args])
         # both ends may be recorded: the peer is the one that is not this rank's side of the operation
         receives = np.array([isinstance(arg.op, str) and "recv" in arg.op for arg in args], dtype=np.bool_)
         first, second = np.where(receives, source, target), np.where(receives, target, source)
-        _extend(self.comms, row=rows, peer=np.where(first == _NULL, second, first).tolist(), **fields)
+        extend(self.comms, row=rows, peer=np.where(first == NULL, second, first).tolist(), **fields)
 
     def _take_instants(self, instants: list[_Instant], at: Ints) -> None:
-        self.lost["time"] += int((at == _NULL).sum())
+        self.lost["time"] += int((at == NULL).sum())
         is_memory = np.array([event.name == "[memory]" for event in instants])
-        memory = np.flatnonzero(is_memory & (at != _NULL))
+        memory = np.flatnonzero(is_memory & (at != NULL))
         if memory.size:
             chosen = [instants[i] for i in memory.tolist()]
             args, *_ = self._decode_args([event.args for event in chosen], _MemoryArgs)
-            device = _ints([arg.device for arg in args])
-            on_host = _ints([arg.device_type for arg in args]) == 0
-            _append(
+            device = ints([arg.device for arg in args])
+            on_host = ints([arg.device_type for arg in args]) == 0
+            append(
                 self.memory,
                 at=at[memory],
                 pid=self.pids.of([event.pid for event in chosen]),
                 tid=self.tids.of([event.tid for event in chosen]),
                 device=np.where(on_host, -1, device),
-                **{name: _ints([getattr(arg, name) for arg in args]) for name in _MEMORY},
+                **{name: ints([getattr(arg, name) for arg in args]) for name in _MEMORY},
             )
-        others = np.flatnonzero(~is_memory & (at != _NULL))
+        others = np.flatnonzero(~is_memory & (at != NULL))
         if others.size:
             chosen = [instants[i] for i in others.tolist()]
-            _append(
+            append(
                 self.instants,
                 start=at[others],
                 name=self.names.of([event.name for event in chosen]),
@@ -649,27 +556,11 @@ def _fields(args: list[Any], *names: str) -> dict[str, list[Any]]:
     return {name: [getattr(arg, name) for arg in args] for name in names}
 
 
-def _append(columns: dict[str, list[NDArray[Any]]], **parts: NDArray[Any]) -> None:
-    for name, part in parts.items():
-        columns.setdefault(name, []).append(part)
-
-
-def _extend(columns: dict[str, list[Any]], **parts: list[Any]) -> None:
-    for name, part in parts.items():
-        columns.setdefault(name, []).extend(part)
-
-
-def _joined(columns: dict[str, list[NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Return whole columns and forget the parts, one column at a time: memory holds one column twice, not all."""
-    return {name: np.concatenate(columns.pop(name)) for name in list(columns)}
-
-
 # ---- columns to tables ----
 
 _CATEGORY_CODE: Final = {name: code for code, name in enumerate(tables.CATEGORIES)}
 _GPU, _CPU, _OTHER = range(len(tables.TRACK_KINDS))
 _ALWAYS: Final = ("events", "tracks", "ranks", "sources")
-_LARGEST_GRID: Final = 10_000_000
 
 
 class _Assembly:
@@ -681,7 +572,7 @@ class _Assembly:
         self._path = display_path
         self._bytes = file_bytes
         self._notes: list[str] = []
-        self._top = {key: _value(text) for key, text in stream.values.items()}
+        self._top = {key: json_value(text) for key, text in stream.values.items()}
         self._process_texts = reader.pids.texts()
         self._thread_texts = reader.tids.texts()
         self._window: tuple[int, int] | None = None
@@ -722,13 +613,13 @@ class _Assembly:
         """Return the columns of all events: complete ones in file order, then instants."""
         reader = self._reader
         names = ("start", "dur", "category", "name", "pid", "tid", "correlation", "external")
-        rows = _joined(reader.events) or {name: np.zeros(0, np.int64) for name in names}
+        rows = joined(reader.events) or {name: np.zeros(0, np.int64) for name in names}
         rows["row"] = np.arange(len(rows["start"]))
         if reader.instants:
-            instants = _joined(reader.instants)
+            instants = joined(reader.instants)
             count = len(instants["start"])
             instants["dur"] = np.zeros(count, np.int64)
-            instants["correlation"] = instants["external"] = np.full(count, _NULL)
+            instants["correlation"] = instants["external"] = np.full(count, NULL)
             instants["row"] = np.arange(count) + len(rows["row"])
             instants["instant"] = np.ones(count, bool)
             rows["instant"] = np.zeros(len(rows["row"]), bool)
@@ -766,7 +657,7 @@ class _Assembly:
         processes, threads = max(len(self._process_texts), 1), max(len(self._thread_texts), 1)
         pair = rows["pid"].astype(np.int64) * threads + rows["tid"]
         key = side * (processes * threads) + pair
-        keys, found = _numbered(key, 3 * processes * threads)
+        keys, found = numbered(key, 3 * processes * threads)
         # the same thread may have been written as 7 and as "7": one label, one track
         labels = [
             (int(k // (processes * threads)), self._process_texts[k % (processes * threads) // threads],
@@ -808,7 +699,7 @@ class _Assembly:
         rows = self._rows
         runtime = rows["kind"] == _CATEGORY_CODE["runtime"]
         on_gpu = np.isin(rows["kind"], [_CATEGORY_CODE[name] for name in tables.GPU_ACTIVITY])
-        launched = runtime & np.isin(rows["correlation"], rows["correlation"][on_gpu & (rows["correlation"] != _NULL)])
+        launched = runtime & np.isin(rows["correlation"], rows["correlation"][on_gpu & (rows["correlation"] != NULL)])
         evidence = launched if launched.any() else rows["kind"] == _CATEGORY_CODE["cpu_op"]
         count = Counter[str]()
         for code, number in enumerate(np.bincount(rows["pid"][evidence]).tolist()):
@@ -838,20 +729,20 @@ class _Assembly:
                 "dur_ns": rows["dur"][order],
                 "category": pl.Series(tables.CATEGORIES, dtype=tables.Category).gather(rows["kind"][order]),
                 "name": names.gather(rows["name"][order]),
-                "correlation": _nullable(rows["correlation"][order]),
-                "external_id": _nullable(rows["external"][order]),
+                "correlation": nullable(rows["correlation"][order]),
+                "external_id": nullable(rows["external"][order]),
             }
         )
 
     def _op_shapes(self, event_of: Ints) -> pl.DataFrame:
         if not self._reader.ops:
             return tables.empty("op_shapes")
-        columns = _joined(self._reader.ops)
+        columns = joined(self._reader.ops)
         event = event_of[columns["row"]]
         order = np.argsort(event)
-        texts = pl.Series([_compact(text) for text in self._reader.args_texts], dtype=pl.String).cast(tables.Text)
+        texts = pl.Series([compact_json(text) for text in self._reader.args_texts], dtype=pl.String).cast(tables.Text)
         data = {name: texts.gather(columns[name][order]) for name in _SHAPES}
-        data |= {name: _nullable(columns[name][order]) for name in ("sequence", "fwd_thread")}
+        data |= {name: nullable(columns[name][order]) for name in ("sequence", "fwd_thread")}
         return pl.DataFrame({"event": event[order], **data})
 
     def _comm_args(self, event_of: Ints) -> pl.DataFrame:
@@ -861,7 +752,7 @@ class _Assembly:
         width = [dtype_bytes(text) if isinstance(text, str) else None for text in columns["dtype"]]
         data: dict[str, pl.Series] = {"event": pl.Series(event_of[np.array(columns["row"])])}
         for name in ("group_size", "in_elems", "out_elems", "seq", "peer"):
-            data[name] = _nullable(_ints(columns[name]))
+            data[name] = nullable(ints(columns[name]))
         for name in ("op", "group", "group_desc", "group_ranks", "dtype", "in_split", "out_split"):
             data[name] = pl.Series([_text(value) for value in columns[name]], dtype=pl.String)
         size = pl.Series(width, dtype=pl.Int64)
@@ -882,7 +773,7 @@ class _Assembly:
         spelled = pl.Series([_text(value) for value in columns["direction"]], dtype=pl.String).replace(_DIRECTIONS)
         data = {
             "event": event_of[row],
-            "bytes": _nullable(_ints(columns["bytes"])),
+            "bytes": nullable(ints(columns["bytes"])),
             "direction": named.zip_with(named.is_not_null(), spelled),
             "copied": np.isin(self._rows["kind"][position[row]], [_CATEGORY_CODE["memcpy"], _CATEGORY_CODE["memset"]]),
         }
@@ -895,14 +786,14 @@ class _Assembly:
         data: dict[str, object] = {"event": event_of[np.array(columns["row"])]}
         data["sync_kind"] = pl.Series([_text(value) for value in columns["sync_kind"]], dtype=pl.String)
         for name in _SYNC_INTS:
-            values = _ints(columns[name])
-            data[name] = _nullable(np.where(values < 0, _NULL, values))  # -1: the whole context
+            values = ints(columns[name])
+            data[name] = nullable(np.where(values < 0, NULL, values))  # -1: the whole context
         return pl.DataFrame(data).sort("event")
 
     def _counters(self) -> pl.DataFrame:
         parts = []
         if self._reader.memory:
-            columns = _joined(self._reader.memory)
+            columns = joined(self._reader.memory)
             labels = zip(columns["pid"].tolist(), columns["tid"].tolist(), strict=True)
             track_of = {
                 pair: self._memory_track(self._process_texts[pair[0]], self._thread_texts[pair[1]])
@@ -911,14 +802,14 @@ class _Assembly:
             pairs = zip(columns["pid"].tolist(), columns["tid"].tolist(), strict=True)
             track = pl.Series([track_of[pair] for pair in pairs], dtype=pl.Int32)
             for order, (field, name) in enumerate(_MEMORY.items()):
-                told = columns[field] != _NULL
+                told = columns[field] != NULL
                 parts.append(
                     pl.DataFrame(
                         {
                             "at_ns": columns["at"][told],
                             "track": track.filter(pl.Series(told)),
                             "name": pl.Series([name], dtype=tables.Text).new_from_index(0, int(told.sum())),
-                            "device": _nullable(columns["device"][told]).cast(pl.Int32, strict=False),
+                            "device": nullable(columns["device"][told]).cast(pl.Int32, strict=False),
                             "value": columns[field][told],
                             "row": np.flatnonzero(told) * len(_MEMORY) + order,
                         }
@@ -936,12 +827,12 @@ class _Assembly:
     def _other_counters(self) -> pl.DataFrame:
         """Return the counters that other tools add: each number of `args` is one."""
         counts = self._reader.counts
-        at = _texts_to_ns([event.ts for event in counts])
+        at = texts_to_ns([event.ts for event in counts])
         rows: list[tuple[int, str, int]] = []
         for event, time in zip(counts, at.tolist(), strict=True):
-            args = _value(bytes(event.args))
-            for key, value in args.items() if isinstance(args, dict) and time != _NULL else ():
-                if isinstance(value, (int, float)) and abs(value) < -_NULL:
+            args = json_value(bytes(event.args))
+            for key, value in args.items() if isinstance(args, dict) and time != NULL else ():
+                if isinstance(value, (int, float)) and abs(value) < -NULL:
                     rows.append((time, f"{_text(event.name) or ''} {key}".strip(), round(value)))
         first = len(self._reader.memory) * len(_MEMORY) + (1 << 40)
         return pl.DataFrame(
@@ -1039,13 +930,13 @@ class _Assembly:
             if isinstance(base, int) and base:
                 self._notes.append("baseTimeNanoseconds was not added: the times themselves count from 1970")
             return 0
-        return base if isinstance(base, int) and abs(base) < -_NULL else None
+        return base if isinstance(base, int) and abs(base) < -NULL else None
 
     def _pid(self) -> int | None:
         """Return the process that most CPU events name."""
         cpu = np.isin(self._rows["kind"], [_CATEGORY_CODE[name] for name in _ON_CPU])
         found = np.bincount(self._rows["pid"][cpu])
-        return _small_int(_int(self._process_texts[int(found.argmax())])) if found.size else None
+        return _small_int(one_int(self._process_texts[int(found.argmax())])) if found.size else None
 
     def _device(self) -> int | None:
         """Return the device on which most GPU activities ran."""
@@ -1127,19 +1018,6 @@ _WAY: Final = re.compile(r"Memcpy (\w+)")
 _STREAM: Final = re.compile(r"(?:stream\s*)?(\d{1,18})\s*$")
 
 
-def _numbered(keys: Ints, size: int) -> tuple[Ints, Ints]:
-    """Return the distinct keys, ascending, and the number of each row's key; keys are below `size`."""
-    if size > _LARGEST_GRID:
-        distinct, found = np.unique(keys, return_inverse=True)
-        return distinct, found
-    there = np.zeros(size, bool)
-    there[keys] = True
-    distinct = np.flatnonzero(there)
-    number = np.zeros(size, np.int64)
-    number[distinct] = np.arange(len(distinct))
-    return distinct, number[keys]
-
-
 def _natural(label: tuple[int, str, str]) -> tuple[int, int, str, int, str]:
     """Order by kind, then by numbers where they are numbers, else by text."""
     side, process, thread = label
@@ -1148,7 +1026,7 @@ def _natural(label: tuple[int, str, str]) -> tuple[int, int, str, int, str]:
 
 def _order(text: str) -> int:
     number = _stream(text)
-    return -_NULL if number is None else number
+    return -NULL if number is None else number
 
 
 def _stream(text: str) -> int | None:
@@ -1162,25 +1040,17 @@ def _small(text: str) -> int | None:
 
 
 def _small_int(value: object) -> int | None:
-    number = _int(value)
+    number = one_int(value)
     return number if abs(number) < 1 << 31 else None
 
 
 def _positive(value: object) -> int | None:
-    number = _int(value)
+    number = one_int(value)
     return number if number > 0 else None
 
 
-def _value(text: bytes) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """Return the value of a JSON text; None when it is damaged."""
-    try:
-        return msgspec.json.decode(text)
-    except (ValueError, RecursionError):
-        return None
-
-
 def _label(args: bytes | None, key: str) -> str | None:
-    value = _value(args) if args else None
+    value = json_value(args) if args else None
     text = value.get(key) if isinstance(value, dict) else None
     return text.strip() or None if isinstance(text, str) else None
 
@@ -1189,23 +1059,9 @@ def _text(value: object) -> str | None:
     """Return a text as it is, the raw JSON of anything else, None for nothing."""
     if isinstance(value, Raw):
         raw = bytes(value)
-        plain = _value(raw) if raw.startswith(b'"') else None
-        return plain if isinstance(plain, str) else _compact(raw)
+        plain = json_value(raw) if raw.startswith(b'"') else None
+        return plain if isinstance(plain, str) else compact_json(raw)
     return None if value is None else str(value)
-
-
-def _compact(raw: bytes) -> str | None:
-    """Return JSON text without white space outside strings; None for no text and for null."""
-    if raw in (b"", b"null"):
-        return None
-    return msgspec.json.format(raw, indent=-1).decode("utf-8", "replace")
-
-
-def _nullable(values: Ints) -> pl.Series:
-    """Return a column in which `_NULL` is null."""
-    series = pl.Series(values)
-    missing = values == _NULL
-    return series.set(pl.Series(missing), None) if missing.any() else series
 
 
 def _narrowed(table: pl.DataFrame, name: str) -> pl.DataFrame:
