@@ -47,6 +47,8 @@ def test_units_come_from_the_end_of_a_name() -> None:
     assert {name: unit_of(name) for name in named} == named
     assert heading("exposed_comm_ns") == "exposed comm"
     assert heading("step_ns_p50") == "step p50"
+    assert heading("share_of_flops") == "share of flops"
+    assert heading("tflops") == "rate"
 
 
 def test_long_names_keep_both_ends() -> None:

@@ -31,9 +31,13 @@ MAX_DOTS: Final = 2_000
 MAX_POINTS: Final = 4_000
 MAX_SLICES: Final = 3_000
 PLOT_HEIGHT: Final = 260
-LABEL_FROM_PERCENT: Final = 7.5
+LABEL_FROM_PERCENT: Final = 5.5
+LETTER_PERCENT: Final = 0.78
+"""Width of a letter in the large bar at the page's full width."""
 DASHES: Final = ("", "6 3", "2 3", "8 3 2 3", "1 4", "10 4", "4 1")
 _ROW: Final = 16
+_FEW_DECADES: Final = 2
+"""Logarithmic axes with fewer whole decades also get ticks at 2 and 5."""
 _NOTHING: Final = Markup()
 
 
@@ -190,10 +194,11 @@ def _hero(chart: Chart, table: pl.DataFrame, tints: dict[str, str]) -> Markup:
         said = f"{words} {figure(share, 'share')}, {figure(size, chart.unit)}"
         label = Markup("")
         if 100 * share >= LABEL_FROM_PERCENT:
+            fits = 100 * share >= 1.5 + LETTER_PERCENT * len(words)
             label = Markup(
                 '<text x="8" y="19" fill="{0}" font-size="13" font-weight="600">{1}</text>'
                 '<text x="8" y="37" fill="{0}" font-size="13">{2}</text>'
-            ).format(ink(tints[name]), words, figure(share, "share"))
+            ).format(ink(tints[name]), words if fits else "", figure(share, "share"))
         bar.append(
             Markup(
                 '<svg x="{}" width="{}" height="48"><rect width="100%" height="48" fill="{}"><title>{}</title></rect>'
@@ -270,6 +275,9 @@ def _ticks(low: float, high: float, *, log: bool, most: int = 6) -> list[float]:
     """Return round numbers between two ends: decades on a logarithmic axis, else steps of 1, 2 or 5."""
     if log:
         first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+        if last - first < _FEW_DECADES:
+            fine = [10.0**power * factor for power in range(first - 1, last + 1) for factor in (1, 2, 5)]
+            return [tick for tick in fine if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
         every = max(1, math.ceil((last - first + 1) / most))
         return [10.0**power for power in range(first, last + 1, every)]
     if high <= low:
@@ -293,10 +301,17 @@ class _Axis:
         return (value - self.low) / (self.high - self.low)
 
 
+def _rounded(value: float, *, down: bool) -> float:
+    """Return the nearest of 1, 2, 5 times a power of ten below or above a positive value."""
+    base = 10.0 ** math.floor(math.log10(value))
+    steps = [base * factor for factor in (1, 2, 5, 10)]
+    return max(s for s in steps if s <= value * (1 + 1e-9)) if down else min(s for s in steps if s >= value)
+
+
 def _axis(values: Sequence[float], *, log: bool, zero: bool = False) -> _Axis:
     low, high = min(values), max(values)
     if log:
-        low, high = 10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high) + 1e-9)
+        low, high = _rounded(low / 1.15, down=True), _rounded(high * 1.15, down=False)
         return _Axis(low, high if high > low else low * 10, log=True)
     low = min(0.0, low) if zero else low
     pad = (high - low) * 0.04 or abs(high) * 0.1 or 1.0

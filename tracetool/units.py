@@ -23,6 +23,8 @@ _TIME: Final = ((1e3, 1.0, "ns"), (1e6, 1e3, "µs"), (1e10, 1e6, "ms"), (math.in
 _BYTES: Final = ((1e3, 1.0, "B"), (1e6, 1e3, "kB"), (1e9, 1e6, "MB"), (1e12, 1e9, "GB"), (math.inf, 1e12, "TB"))
 _FLOPS: Final = ((1e9, 1.0, "FLOP"), (1e12, 1e9, "GFLOP"), (1e15, 1e12, "TFLOP"), (math.inf, 1e15, "PFLOP"))
 _PLAIN: Final = {"share": (0.01, "%"), "tflops": (1.0, "TFLOP/s"), "gbs": (1.0, "GB/s"), "ratio": (1.0, "×")}
+_BARE: Final = {"ns": "time", "bytes": "size", "gbs": "rate", "tflops": "rate", "flops": "work"}
+"""Words for columns named by nothing but their unit."""
 _SHARES: Final = ("mfu", "hfu", "mfu_causal", "hfu_causal", "shape_coverage")
 
 
@@ -100,6 +102,10 @@ def unit_of(column: str) -> str:
 
 def heading(column: str) -> str:
     """Return a column's name in words, without its unit."""
+    if column in _BARE:
+        return _BARE[column]
+    if column.startswith("share_"):
+        return clean(column.replace("_", " "))
     words = re.sub(r"_(ns|bytes|gbs|tflops|flops|share)(?=$|_p\d+$)", "", column).replace("_", " ")
     return clean(words or column)
 
