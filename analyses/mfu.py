@@ -229,8 +229,16 @@ def _metrics(k: _Known) -> dict[str, Value]:
         "orphan_share": share(int(coverage["orphan_ns"].sum()), kernel_ns),
         "flops_source": k.job.source if k.job else "shapes" if k.trusted else None,
         "convention": k.settings.mfu_convention,
+        "tokens_per_second_per_gpu": _tokens_per_second(k),
         "shapes_to_job_ratio": _ratio(k),
     }
+
+
+def _tokens_per_second(k: _Known) -> float | None:
+    """Return tokens of the whole job a step ÷ (world size × mean step time), as far as the user stated them."""
+    tokens = k.job.tokens if k.job and k.job.tokens else k.settings.tokens_per_step
+    seconds = int(k.rows["window_ns"].sum()) / 1e9
+    return tokens * k.rows.height / (k.world * seconds) if tokens else None
 
 
 def _number(value: float) -> float | int:
@@ -414,6 +422,10 @@ def _notes(k: _Known) -> list[str]:
         notes.append(f"No figure from shapes for the run: {k.sample.reason}.")
     elif about.height < k.world and k.trusted:
         notes.append(f"{about.height} of {k.world} ranks were read; the others are taken to do the same work.")
+    if k.run.world_size is None and k.job is not None:
+        notes.append(
+            f"The number of ranks of the job is not in the traces: taken as {k.world}; --world-size states it."
+        )
     notes += _peak_notes(k)
     for column, text in (
         ("phantom_calls", "recorded operators never ran (checkpointing stopped early); they are not counted"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,7 +57,12 @@ def test_predicting_layers_are_named_and_not_counted(tmp_path: Path) -> None:
     assert plain is not None
     assert found is not None
     assert found.full == plain.full
-    assert "MTP" in found.notes[0]
+    assert "--mtp" in found.notes[0]
+    asked = replace(settings(tmp_path, {**LLAMA_8B, "num_nextn_predict_layers": 1}), mtp=True)
+    counted, _ = job_flops(asked, sequence=8192, tokens=None)
+    assert counted is not None
+    assert counted.full > plain.full
+    assert counted.notes == ()
 
 
 def test_tokens_come_from_the_user_else_from_the_trace_else_not_at_all(tmp_path: Path) -> None:

@@ -47,10 +47,10 @@ def job_flops(
         return None, ()
     shape = model_flops.from_config(model_flops.load(Path(settings.model)))
     notes = []
-    if shape.predicting_layers:
+    if shape.predicting_layers and not settings.mtp:
         notes.append(
             f"The config names {shape.predicting_layers} layer(s) that predict further tokens (MTP); they are not "
-            "counted, because a config does not say that they were trained."
+            "counted, because a config does not say that they were trained; --mtp counts them."
         )
     count = settings.tokens_per_step
     if count is None and tokens is not None:
@@ -65,9 +65,12 @@ def job_flops(
     if length is None:
         notes.append("No sequence length in the traces: attention is left out, the FLOPs are a lower bound.")
     full, causal = (
-        count * model_flops.flops_per_token(shape, length or 0, convention)
-        if length
-        else count * 6 * shape.matmul_parameters
+        count
+        * (
+            model_flops.flops_per_token(shape, length, convention, predicting=settings.mtp)
+            if length
+            else 6 * shape.matmul_parameters
+        )
         for convention in ("matmul_full", "matmul_causal")
     )
     return JobFlops("config", full, causal, tuple(notes), experts=shape.experts > 0, tokens=count), ()

@@ -44,6 +44,7 @@ class RunOptions:
     nic_gbs: Annotated[float | None, _option("Line rate of a NIC, one direction, GB/s.", metavar="X")] = None
     model: Annotated[Path | None, _option("Hugging Face config.json: FLOPs from the model.", metavar="FILE")] = None
     tokens_per_step: Annotated[int | None, _option("Tokens of the whole job in a step.", metavar="N")] = None
+    mtp: Annotated[bool, _option("Count the model's layers that predict further tokens.", "--mtp")] = False
     flops_per_step: Annotated[float | None, _option("Model FLOPs of the whole job in a step.", metavar="X")] = None
     peak_tflops: Annotated[float | None, _option("Dense peak of one device, TFLOP/s.", metavar="X")] = None
     mfu_convention: Annotated[MfuConvention, _option("How causal attention is counted.")] = MfuConvention.causal
@@ -74,6 +75,7 @@ class RunOptions:
             nic_gbs=self.nic_gbs,
             model=_text(self.model),
             tokens_per_step=self.tokens_per_step,
+            mtp=self.mtp,
             flops_per_step=self.flops_per_step,
             peak_tflops=self.peak_tflops,
             mfu_convention=self.mfu_convention.value,

@@ -36,6 +36,8 @@ class Settings:
     """Path of a Hugging Face config.json: FLOPs from the model instead of from shapes."""
     tokens_per_step: int | None = None
     """Tokens of the whole job in one optimizer step."""
+    mtp: bool = False
+    """Count the layers that predict further tokens (MTP) which the model's config names."""
     flops_per_step: float | None = None
     """Model FLOPs of the whole job in one optimizer step."""
     peak_tflops: float | None = None

@@ -247,8 +247,10 @@ def test_a_config_helps_where_shapes_do_not(tmp_path: Path) -> None:
     assert result.metrics["flops_source"] == "config"
     assert result.metrics["model_flops_per_step_causal"] == causal
     assert result.metrics["mfu_causal"] == pytest.approx(causal / (PEAK * STEP_NS / 1e9))
+    assert result.metrics["tokens_per_second_per_gpu"] == pytest.approx(64 / (STEP_NS / 1e9))
     assert result.metrics["hfu"] is None
     assert any("HFU" in note for note in result.notes)
+    assert any("--world-size" in note for note in result.notes)
 
 
 # ---- some ranks of a job ----
