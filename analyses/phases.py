@@ -29,6 +29,7 @@ import numpy as np
 import polars as pl
 
 from tracetool import intervals
+from tracetool import parts as training
 from tracetool.figures import share
 from tracetool.results import Chart, Result
 
@@ -150,15 +151,9 @@ def gpu_of_ranges(ranges: pl.DataFrame, gpu: pl.DataFrame) -> pl.DataFrame:
 
 def _cpu_of_parts(cpu: pl.DataFrame) -> pl.DataFrame:
     """Return cpu_ns and the number of outermost ranges of each part and step."""
-    edges = cpu.filter(pl.col("phase").ne_missing(pl.col("above")))
-    keys = ["phase", "step", "track"]
-    mine = edges.filter(pl.col("phase").is_in(PARTS)).select(*keys, "start_ns", "end_ns")
-    others = edges.filter(pl.col("above").is_in(PARTS)).select(
-        pl.col("above").alias("phase"), "step", "track", "start_ns", "end_ns"
-    )
-    calls = mine.group_by("phase", "step").agg(calls=pl.len().cast(pl.Int64))
-    left = intervals.subtract(mine, others, keys)
-    found = _measure(left, "phase", "cpu_ns")
+    outermost, _ = training.edges(cpu, PARTS)
+    calls = outermost.group_by("phase", "step").agg(calls=pl.len().cast(pl.Int64))
+    found = _measure(training.spans(cpu, PARTS), "phase", "cpu_ns")
     return (
         calls.join(found, on=["phase", "step"], how="left", nulls_equal=True)
         .with_columns(pl.col("cpu_ns").fill_null(0), source=pl.lit("phase"))
