@@ -35,8 +35,12 @@ class Codes(dict[Any, int]):
         try:
             return np.fromiter(map(self.__getitem__, values), np.int32, len(values))
         except (KeyError, TypeError):  # something new or odd, which is seldom: the usual case needs no check
-            values = [value if _is_key(value) else str(value) for value in values]
-        for value in values:
+            try:
+                new = dict.fromkeys(values)
+            except TypeError:
+                values = [value if _is_key(value) else str(value) for value in values]
+                new = dict.fromkeys(values)
+        for value in new:
             if value not in self:
                 self[value] = len(self)
         return np.fromiter(map(self.__getitem__, values), np.int32, len(values))

@@ -553,6 +553,7 @@ def test_odd_types_do_not_matter(read: Callable[[object], Tables]) -> None:
     )
     assert found["events"].height == 10
     assert source(found)["dropped"] == 0
+    assert "1 arguments that are no object were ignored" in notes(found)
     rows = found["events"].select(pl.col("name").cast(pl.String), "start_ns", "correlation", "external_id").rows()
     assert ("12", 3000, None, None) in rows
     assert ("d", 4000, None, None) in rows
