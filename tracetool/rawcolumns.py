@@ -105,7 +105,7 @@ def us_to_ns(values: list[Any]) -> Ints | None:
 
 def texts_to_ns(values: list[Any]) -> Ints:
     """Return ns from the decimal text of µs, rounded half up; `NULL` where a text is no time."""
-    text = pl.Series([bytes(value) for value in values], dtype=pl.Binary).cast(pl.String, strict=False)
+    text = pl.Series([bytes(value).decode("utf-8", "replace") for value in values], dtype=pl.String)
     parts = pl.DataFrame({"text": text}).select(
         pl.col("text").str.extract(r"^(\d{1,16})(?:\.\d*)?$").cast(pl.Int64, strict=False).alias("whole"),
         pl.col("text").str.extract(r"^\d+\.(\d*)$").fill_null("").str.pad_end(4, "0").str.slice(0, 4).cast(pl.Int64)
