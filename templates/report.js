@@ -12,14 +12,23 @@
   addEventListener("hashchange", reveal);
   reveal();
 
-  let closed = [];
+  // Paper is light whatever the screen is.
+  const PAPER = { "--bg": "#ffffff", "--line": "#dfe3ea", "--soft": "#555e6e" };
+  const canvases = [];
+  let closed = [], paper = false;
+  const onto = (sheet) => {
+    paper = sheet;
+    for (const draw of canvases) draw();
+  };
   addEventListener("beforeprint", () => {
     closed = [...document.querySelectorAll("details:not([open])")];
     for (const one of closed) one.open = true;
+    onto(true);
   });
   addEventListener("afterprint", () => {
     for (const one of closed) one.open = false;
     closed = [];
+    onto(false);
   });
 
   const HINT = "W S zoom · A D or arrows move · 0 shows all · Ctrl + wheel zooms · drag moves";
@@ -86,7 +95,7 @@
         canvas.height = Math.round(height * ratio);
       }
       const style = getComputedStyle(document.documentElement), pen = canvas.getContext("2d");
-      const colour = (name) => style.getPropertyValue(name).trim();
+      const colour = (name) => (paper ? PAPER[name] : style.getPropertyValue(name).trim());
       pen.setTransform(ratio, 0, 0, ratio, 0, 0);
       pen.fillStyle = colour("--bg");
       pen.fillRect(0, 0, width, height);
@@ -123,7 +132,8 @@
         const x = Math.round(GUTTER + (us - from) * scale) + 0.5;
         pen.moveTo(x, AXIS - 4);
         pen.lineTo(x, height);
-        pen.fillText(time(us), Math.min(x + 3, width - 52), AXIS / 2);
+        const said = time(us);
+        pen.fillText(said, Math.min(x + 3, width - pen.measureText(said).width - 3), AXIS / 2);
       }
       pen.stroke();
     }
@@ -140,7 +150,7 @@
           if (share[k] > share[best]) best = k;
         }
         if (sum > 0) {
-          pen.globalAlpha = Math.max(0.15, Math.min(1, sum));
+          pen.globalAlpha = Math.max(0.35, Math.min(1, sum));
           pen.fillStyle = tints[best];
           pen.fillRect(pixel, y, 1, tall);
         }
@@ -239,6 +249,7 @@
     new ResizeObserver(redraw).observe(canvas);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
     host.dataset.slices = String(total);
+    canvases.push(draw);
     draw();
   }
 

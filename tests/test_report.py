@@ -6,9 +6,11 @@ import base64
 import hashlib
 import html
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
 import pytest
 from reports import HOSTILE, LONG, budget, finding, report, timeline, view
 
@@ -193,6 +195,13 @@ def test_a_table_stands_beside_every_canvas_and_png() -> None:
 def test_long_names_are_cut_and_kept_whole_in_the_title() -> None:
     page = render_html(report())
     assert f'title="{html.escape(LONG)}"' in page
+
+
+def test_sentences_in_tables_stay_whole() -> None:
+    run = view()
+    note = "A sentence about what was dropped, repaired or assumed that is longer than any name may stand in a cell."
+    run = replace(run, quality=run.quality.with_columns(note=pl.lit(note)))
+    assert f">{note}<" in render_html(report(run=run))
 
 
 def test_tables_are_capped_and_say_so() -> None:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from tracetool import outline
 from tracetool.charts import Drawing, draw
 from tracetool.document import SCHEMA_VERSION
-from tracetool.grid import Grid, grid
+from tracetool.grid import Grid, Heading, grid
 from tracetool.palette import HATCH, VIOLET
 from tracetool.units import ABSENT, clean, figure, heading, ranges, short, unit_of
 
@@ -35,6 +35,7 @@ CELLS: Final = 1_200
 MOST_ROWS, FEWEST_ROWS = 200, 10
 MOST_FINDINGS: Final = 8
 LONG_FIGURE: Final = 16
+_PROSE: Final = ("note", "notes", "reason", "detail")
 _FEWER_CELLS: Final = 300
 _SLICE_ROWS: Final = 25
 _THIN_NS: Final = 10_000
@@ -219,23 +220,23 @@ def _rows(columns: int, limits: _Limits) -> int:
 
 def _table(name: str, shown: Grid, section: str) -> dict[str, Any]:
     """Return a table for the page: each cell is (text, full name or "")."""
-    numeric = [head.numeric for head in shown.headings]
     return {
         "name": clean(name),
         "words": heading(name),
         "section": section,
         "headings": shown.headings,
-        "rows": [[_cell(text, number=number) for text, number in zip(row, numeric, strict=True)] for row in shown.rows],
+        "rows": [[_cell(text, head) for text, head in zip(row, shown.headings, strict=True)] for row in shown.rows],
         "shown": len(shown.rows),
         "total": shown.total,
         "longest": "",
     }
 
 
-def _cell(text: str, *, number: bool) -> tuple[str, str, bool]:
-    if number:
+def _cell(text: str, head: Heading) -> tuple[str, str, bool]:
+    """Return (text, full name where cut, is a number). Names are cut, sentences are not."""
+    if head.numeric:
         return text, "", True
-    cut = short(text)
+    cut = text if head.column in _PROSE else short(text)
     return cut, text if cut != text else "", False
 
 

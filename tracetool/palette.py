@@ -40,7 +40,7 @@ _BY_NAME: Final = {
     "pipeline bubble": VIOLET,
     "bubble": VIOLET,
     "memcpy": TEAL,
-    "memset": TEAL,
+    "memset": TAN,
     "host bound": TAN,
     "idle": STEEL,
     "forward": BLUE,
