@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
+from tracetool.errors import UsageError
 from tracetool.figures import percent, share
 from tracetool.job_flops import job_flops
 from tracetool.mfu_figures import MEASURES, Known, formats_of, main_format, metrics_of, tables_of
@@ -82,9 +83,11 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
     about = _placed(parts["traits"].sort("rank"), run)
     lengths = about["sequence"].drop_nulls().to_list()
     world = max(run.world_size or 1, about.height)
-    job, missing = job_flops(
-        settings, sequence=max(lengths, default=None), tokens=about["tokens"][0] if world == about.height == 1 else None
-    )
+    tokens = about["tokens"][0] if world == about.height == 1 else None
+    try:
+        job, missing = job_flops(settings, sequence=max(lengths, default=None), tokens=tokens)
+    except UsageError as wrong:  # the other questions can still be answered
+        return skipped(f"{wrong}.")
     flops, kernel_ns = parts["flops"], int(parts["coverage"]["kernel_ns"].sum())
     shaped = int(parts["coverage"]["shaped_ns"].sum()) > 0 or bool(run.features.get("shapes"))
     if flops.is_empty() and job is None and (missing or not shaped):

@@ -21,12 +21,12 @@ Source: Williams, Waterman, Patterson, Roofline, CACM 52(4), 2009. Peaks and ban
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
 from tracetool import hardware
-from tracetool.errors import UsageError
 from tracetool.figures import milliseconds, percent, share
 from tracetool.needs import NEEDS as ALL_NEEDS
 from tracetool.rank_flops import OP_KEYS, rank_flops
@@ -84,7 +84,7 @@ def per_rank(rank: RankView, _facts: Tables, settings: Settings) -> Tables:
 def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
     """Set the ranks' operators against the roofs of their devices."""
     calls = parts["calls"].filter(pl.col("kernel_ns") > 0)
-    other = _other(settings.what_if_device)
+    other, refusal = _other(settings.what_if_device)
     if calls.is_empty():
         return skipped(f"no matrix product with known shapes launched a kernel. {ALL_NEEDS['shapes'].hint}")
     devices = {
@@ -98,6 +98,8 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
     metrics = _metrics(timed, ops, run)
     tables = {"ops": ops.head(MAX_ROWS), "bounds": _bounds(ops)}
     notes = _notes(devices, run, settings, ops, int(parts["left_out"]["kernel_ns"].sum()))
+    if refusal:
+        notes.append(refusal)
     if other is not None:
         tables["what_if"] = _what_if(ops.head(MAX_ROWS), other)
         metrics |= _what_if_metrics(tables["what_if"], run)
@@ -120,15 +122,13 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
     )
 
 
-def _other(name: str | None) -> hardware.Device | None:
-    """Return the device of --what-if-device. Raises UsageError, naming similar ones, when it is not known."""
-    if name is None:
-        return None
+def _other(name: str | None) -> tuple[hardware.Device | None, str]:
+    """Return the device of --what-if-device, or why there is none, with similar names."""
     device = hardware.find(name)
-    if device is None:
-        names = hardware.similar(name) or [known.name for known in hardware.known()]
-        raise UsageError(f'--what-if-device "{name}": not known; known are, for example, {", ".join(names)}')
-    return device
+    if name is None or device is not None:
+        return device, ""
+    names = hardware.similar(name) or [known.name for known in hardware.known()]
+    return None, f'--what-if-device "{name}" is not known and left out; known are, for example, {", ".join(names)}.'
 
 
 # ---- arithmetic ----
@@ -327,7 +327,7 @@ def _finding(row: dict[str, object], saving: pl.DataFrame, window: int) -> Findi
     grave: Severity = "warning" if reached < POOR and part >= MUCH else "info"
     bound = str(row["bound"])
     return Finding(
-        id=f"roofline.{row['op']} {row['shape']} {row['dtype']}{' backward' if row['backward'] else ''}",
+        id="roofline." + re.sub(r"[^a-z0-9]+", "_", f"{row['op']} {row['shape']} {row['dtype']}".lower()).strip("_"),
         analysis="roofline",
         severity=grave,
         title=f"{row['op']} {row['shape']} ({row['dtype']}) reaches {percent(reached)} of the roofline",

@@ -253,6 +253,12 @@ def test_a_config_helps_where_shapes_do_not(tmp_path: Path) -> None:
     assert any("--world-size" in note for note in result.notes)
 
 
+def test_a_config_that_cannot_be_read_is_named() -> None:
+    result = one(big(), settings=Settings(model="absent.json", tokens_per_step=64))
+    assert result.status == "skipped"
+    assert "absent.json" in result.reason
+
+
 # ---- some ranks of a job ----
 
 
