@@ -17,6 +17,7 @@ from simulator.record import BASE_UNIX_NS
 
 from tracetool.derive.rank import derive
 from tracetool.registry import ParseOptions
+from tracetool.run import open_run
 from tracetool.settings import Settings
 from tracetool.tables import frame
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 budget, mfu, overlap = (import_module(f"tracetool.analyses.{name}") for name in ("budget", "mfu", "overlap"))
 kineto = import_module("tracetool.parsers.kineto")
 
+KEY = ("rank", "step")
 CONFIGS = st.builds(
     Config,
     dp=st.sampled_from([1, 2]),
@@ -125,6 +127,12 @@ def rows_of(result: Result, table: str) -> list[dict[str, Any]]:
     return result.tables[table].to_dicts()
 
 
+def without_dry_bubbles(row: dict[str, Any]) -> dict[str, Any]:
+    """Put together what only the pipeline's slots can tell apart: dry time that waits for a stage, or for the host."""
+    dry = sum(row[f"{bucket}_ns"] for bucket in ("pipeline_bubble", "host_bound", "idle"))
+    return {k: v for k, v in row.items() if k not in ("pipeline_bubble_ns", "host_bound_ns", "idle_ns")} | {"dry": dry}
+
+
 def same(found: list[dict[str, Any]], wanted: list[dict[str, Any]], key: Sequence[str]) -> None:
     def keyed(rows: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
         return {tuple(row[k] for k in key): {name: row[name] for name in wanted[0]} for row in rows}
@@ -139,15 +147,15 @@ def test_budget_and_overlap_equal_the_truth(config: Config, files: dict[str, Any
     with tempfile.TemporaryDirectory() as directory:
         ranks = read(run, Path(directory), **files)
     alone = run.truth()
-    same(rows_of(ask(budget, ranks), "per_rank_step"), alone.budget(), ["rank", "step"])
+    same(rows_of(ask(budget, ranks), "per_rank_step"), alone.budget(), KEY)
     communicates = any(row["comm_ns"] for row in alone.overlap())
     if communicates:
         found = [row for row in rows_of(ask(overlap, ranks), "per_rank_step") if row["role"] == "all"]
-        same(found, [row for row in alone.overlap() if row["role"] == "all"], ["rank", "step"])
+        same(found, [row for row in alone.overlap() if row["role"] == "all"], KEY)
 
     joined = run.truth(joined=True)
     knowing = [MemoryRank(r.rank, r.tables, facts(joined, r)) for r in ranks]
-    same(rows_of(ask(budget, knowing), "per_rank_step"), joined.budget(), ["rank", "step"])
+    same(rows_of(ask(budget, knowing), "per_rank_step"), joined.budget(), KEY)
     if communicates:
         same(rows_of(ask(overlap, knowing), "per_rank_step"), joined.overlap(), ["rank", "step", "role"])
 
@@ -158,7 +166,7 @@ def test_rank_0_alone_equals_the_truth_about_rank_0(config: Config) -> None:
     run = simulate(config)
     with tempfile.TemporaryDirectory() as directory:
         ranks = read(run, Path(directory), ranks=[0])
-    same(rows_of(ask(budget, ranks), "per_rank_step"), run.truth(ranks=[0]).budget(), ["rank", "step"])
+    same(rows_of(ask(budget, ranks), "per_rank_step"), run.truth(ranks=[0]).budget(), KEY)
 
 
 @settings(max_examples=8, deadline=None)
@@ -189,4 +197,24 @@ def test_flops_equal_the_truth(config: Config, files: dict[str, Any]) -> None:
         ranks = read(run, Path(directory), **files)
     result = ask(mfu, ranks, device_name=config.device_name)
     wanted = [{k: row[k] for k in ("rank", "step", "model_flops", "hardware_flops")} for row in run.truth().flops()]
-    same(rows_of(result, "per_rank_step"), wanted, ["rank", "step"])
+    same(rows_of(result, "per_rank_step"), wanted, KEY)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    CONFIGS.map(
+        lambda c: c.replace(end_jitter_ns=0, clock_offsets_ns={}, custom_all_reduce=False, p2p="async", p2p_peers=True)
+    ),
+    FILES.map(lambda f: {**f, "comm_args": True}),
+)
+def test_joined_ranks_tell_waiting_as_the_truth_does(config: Config, files: dict[str, Any]) -> None:
+    run = simulate(config)
+    times = "epoch_integer" if config.resolution_ns == 1000 else "base"
+    with tempfile.TemporaryDirectory() as directory:
+        run.write_kineto(Path(directory), times=times, **files)
+        opened = open_run(directory, engine="serial", cache="off")
+        truth = run.truth(joined=True)
+        found = rows_of(opened.results["budget"], "per_rank_step")
+        same([without_dry_bubbles(row) for row in found], [without_dry_bubbles(row) for row in truth.budget()], KEY)
+        if any(row["comm_ns"] for row in truth.overlap()):
+            same(rows_of(opened.results["overlap"], "per_rank_step"), truth.overlap(), ["rank", "step", "role"])

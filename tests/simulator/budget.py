@@ -39,6 +39,8 @@ class BudgetTruth:
         self._recorded: dict[int, list[Seen]] = defaultdict(list)
         for trace in traces:
             for activity in trace.activities:
+                if activity.launch_start_ns is None:
+                    continue  # an orphan: nothing says what it was
                 for transfer in activity.source.transfers:
                     self._recorded[id(transfer)].append(activity)
                     self._numbers.setdefault(id(transfer), len(self._numbers))
@@ -48,7 +50,7 @@ class BudgetTruth:
     def wait_end(self, activity: Seen) -> int:
         """Return w of a communication: waiting is [start, w), moving [w, end)."""
         start, end = activity.start_ns, activity.end_ns
-        if not self.joined:
+        if not self.joined or activity.launch_start_ns is None:
             return start
         transfers = activity.source.transfers
         members = [m for t in transfers for m in self._recorded[id(t)]]
@@ -85,7 +87,7 @@ class BudgetTruth:
             for activity in trace.activities:
                 for transfer in activity.source.transfers:
                     found.setdefault(id(transfer), transfer)
-        return [(transfer, self._recorded[key]) for key, transfer in found.items()]
+        return [(transfer, self._recorded[key]) for key, transfer in found.items() if key in self._recorded]
 
     def bubbles(self, rank: int) -> list[tuple[int, int]]:
         """Return the stretches between two slots of a rank's step in which the next slot's input had not been made."""
@@ -107,7 +109,7 @@ class BudgetTruth:
         return found
 
     def waits(self) -> list[Row]:
-        """One row a communication of a rank: what it was, where waiting ends, and when it was in truth.
+        """One row a communication that is no orphan: what it was, where waiting ends, and when it was in truth.
 
         `instance` numbers the rendezvous (the first one's, of a kernel with several): members share it. `correlation`
         finds the kernel in the rank's file. `true_start_ns`, `true_end_ns`: on the one true clock.
@@ -131,7 +133,7 @@ class BudgetTruth:
             }
             for t in self.traces
             for a in t.activities
-            if a.kind == "comm"
+            if a.kind == "comm" and a.launch_start_ns is not None
         ]
 
     # ---- the budget ----
@@ -186,7 +188,7 @@ class BudgetTruth:
         for a in trace.activities:
             layer(a.start_ns, a.end_ns, "busy")
             if a.kind == "comm":
-                role = a.tags["role"]
+                role = a.tags["role"] if a.launch_start_ns is not None else "unknown"
                 middle = self.wait_end(a)
                 layer(a.start_ns, middle, "waiting pp" if role == "pp" else "waiting")
                 layer(middle, a.end_ns, "moving")

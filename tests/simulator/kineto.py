@@ -349,7 +349,8 @@ class _Round:
                     "grid": [1024 if wide else 24, 1, 1], "block": [256 if wide else 512, 1, 1],
                     "est. achieved occupancy %": 38 if wide else 0,
                 }  # fmt: skip
-                args |= self._comm_args(a.source.args)
+                if a.launch_start_ns is not None:  # what a communication was is known from its operator
+                    args |= self._comm_args(a.source.args)
             else:
                 size = a.source.args["bytes"]
                 args |= {"bytes": size, "memory bandwidth (GB/s)": size / max(1, a.end_ns - a.start_ns)}
