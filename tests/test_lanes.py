@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import polars as pl
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracetool.lanes import NAMES, Packed, pack
@@ -70,6 +70,7 @@ def test_thinning_leaves_out_short_slices_and_says_how_many() -> None:
     assert packed.notes[0].startswith("1 of 2 slices")
 
 
+@settings(deadline=None, max_examples=50)  # polars is slow to start on a busy machine
 @given(
     st.lists(
         st.tuples(st.sampled_from("ab"), st.integers(0, 10**9), st.integers(0, 10**7), st.sampled_from("xyz")),

@@ -141,7 +141,7 @@ def test_the_first_screen_says_the_answer() -> None:
     page = render_html(report())
     assert "<title>MFU 38.2\u00a0% · llama-70b-run-17 · tracetool</title>" in page
     assert page.count("<h1>") == 1
-    assert page.index('class="verdict"') < page.index("Where a step goes") < page.index('id="findings"')
+    assert page.index('class="verdict"') < page.index("Where a step goes") < page.index('id="what-to-fix"')
 
 
 def said(made: Report) -> str:
@@ -262,3 +262,10 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
         refuse_overwrite(tmp_path / "nowhere" / "report.html", force=False)
     with pytest.raises(UsageError, match="is a directory"):
         refuse_overwrite(tmp_path, force=True)
+
+
+def test_no_name_of_an_analysis_collides_with_the_pages_own_ids() -> None:
+    names = ("findings", "quality", "provenance", "main", "verdict")
+    ids = attributes(render_html(report(results=dict.fromkeys(names, Result()))), "id")
+    assert set(names) <= set(ids)
+    assert len(ids) == len(set(ids))

@@ -99,7 +99,7 @@ def _render(report: Report, limits: _Limits, notes: Sequence[str]) -> str:
         verdict=outline.verdict(report),
         heads=[_head(head.label, outline.headline_text(head), head.note, section) for head, section in heads][:7],
         gain=_largest(report),
-        quality=_head("Data quality", word, said, "quality"),
+        quality=_head("Data quality", word, said, "data-quality"),
         pictures=[
             {"drawing": draw(picture.chart, picture.table), "section": picture.section.name}
             for picture in outline.first_screen(report)
@@ -135,7 +135,7 @@ def _largest(report: Report) -> dict[str, str] | None:
     if not priced:
         return None
     best = max(priced, key=lambda finding: finding.recoverable_ns_per_step or 0)
-    return _head("Largest gain", outline.gain(best), f"{outline.gain_share(best)}; gains do not add up", "findings")
+    return _head("Largest gain", outline.gain(best), f"{outline.gain_share(best)}; gains do not add up", "what-to-fix")
 
 
 def _major(findings: Sequence[Finding]) -> int:
