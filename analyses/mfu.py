@@ -156,6 +156,10 @@ def _notes(k: Known) -> list[str]:
         notes.append(
             f"The number of ranks of the job is not in the traces: taken as {k.world}; --world-size states it."
         )
+    if k.job is not None and k.steps["step"].null_count():
+        notes.append(
+            "No steps in the traces: the whole window is taken as one optimizer step; --step-range names steps."
+        )
     notes += _peak_notes(k)
     for column, text in (
         ("phantom_calls", "recorded operators never ran (checkpointing stopped early); they are not counted"),
@@ -171,10 +175,12 @@ def _peak_notes(k: Known) -> list[str]:
     if k.peaks.given:
         return [f"Peak given: {k.settings.peak_tflops:g} TFLOP/s for every number format."]
     notes = []
-    names = sorted({str(n or "") for n in k.run.ranks["device_name"].to_list()})
+    names = sorted({str(n) for n in k.run.ranks["device_name"].to_list() if n})
     if any(device is None for device in k.peaks.devices.values()):
-        unknown = " or ".join(f'"{name}"' for name in names)
-        notes.append(f"Device {unknown} is not known: TFLOP/s, but no MFU; --peak-tflops gives its dense peak.")
+        unknown = "Device " + (" or ".join(f'"{name}"' for name in names) or "of the traces")
+        notes.append(f"{unknown} is not known: TFLOP/s, but no MFU; --peak-tflops gives its dense peak.")
+    if k.parts["flops"].is_empty():
+        notes.append(f"Number formats are not in the traces: held against the {main_format(k)} peak.")
     formats, lacking = unknown_formats(k.parts["flops"], k.peaks)
     if formats and any(k.peaks.devices.values()):
         effect = "they are left out" if lacking <= NEGLIGIBLE else "no MFU"

@@ -32,6 +32,7 @@ def bf16(name: str) -> float:
         ("NVIDIA L40S", 362),
         ("NVIDIA L4", 121),
         ("NVIDIA GeForce RTX 3090", 71),
+        ("NVIDIA GeForce RTX 5090", 209.5),
         ("NVIDIA RTX A6000", 154.85),
         ("NVIDIA A10", 125),
         ("AMD Instinct MI250X", 191.5),

@@ -64,6 +64,12 @@ def test_grouped_keys_save_weights_but_no_attention() -> None:
     assert grouped.attention_weights < plain.attention_weights
 
 
+def test_one_key_head_by_a_flag() -> None:
+    falcon: dict[str, object] = {**LLAMA_8B, "model_type": "falcon", "multi_query": True}
+    assert model_flops.from_config(falcon).key_heads == 1
+    assert model_flops.from_config({**falcon, "new_decoder_architecture": True}).key_heads == 8
+
+
 def test_a_window_cuts_the_attention_of_its_layers_only() -> None:
     """The trap: the full formula for windowed layers gives more than 100 %."""
     tokens, window = 32_768, 4096

@@ -208,7 +208,7 @@ def from_config(config: Mapping[str, object]) -> Shape:
         layers=layers,
         hidden=hidden,
         heads=heads,
-        key_heads=_first(config, "num_key_value_heads", "num_kv_heads") or heads,
+        key_heads=_key_heads(config, heads),
         head_width=_first(config, "head_dim", "kv_channels") or hidden // heads,
         mlp=mlp,
         vocabulary=_needed(config, "vocab_size"),
@@ -230,6 +230,14 @@ def from_config(config: Mapping[str, object]) -> Shape:
         predicting_layers=_first(config, "num_nextn_predict_layers", "mtp_num_layers") or 0,
         windows=_windows(config, kind, layers),
     )
+
+
+def _key_heads(config: Mapping[str, object], heads: int) -> int:
+    """Return G; falcon and bigcode say with a flag that all query heads share one key head."""
+    stated = _first(config, "num_key_value_heads", "num_kv_heads")
+    if config.get("multi_query") is True and not config.get("new_decoder_architecture"):
+        return 1
+    return stated or heads
 
 
 def _learned_positions(config: Mapping[str, object], kind: str) -> int:

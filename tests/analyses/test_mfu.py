@@ -423,6 +423,14 @@ def test_recorded_runs_without_shapes_are_skipped(path: str, shared: Path) -> No
     assert "record_shapes=True" in result.reason
 
 
+def test_a_window_without_steps_or_shapes_says_what_it_assumes() -> None:
+    rank = traced([Call("graph", None, kernels=[("gemm", "compute", 90)], step=None)], windows=[(None, 0, STEP_NS)])
+    result = ask(mfu, [rank], Settings(flops_per_step=1e9), device_name=H100)
+    assert result.metrics["mfu"] == pytest.approx(1e9 / (PEAK * STEP_NS / 1e9))
+    for words in ("one optimizer step", "held against the bf16 peak", "--world-size"):
+        assert any(words in note for note in result.notes), words
+
+
 def test_given_flops_need_no_shapes(shared: Path) -> None:
     path = shared / "kineto" / "hta" / "nccl_data.json.gz"
     run = tracetool.open_run(path, Settings(flops_per_step=1e12), engine="serial", cache="off")
