@@ -489,12 +489,14 @@ class _Sizes:
 
 
 def _stacks(entries: Sequence[Entry]) -> list[str | None]:
-    """Return the python stacks as text, innermost frame first; equal stacks are written once."""
+    """Return the stacks worth keeping as text, innermost frame first; equal stacks are written once."""
     known: dict[tuple[object, ...], str] = {}
     stacks: list[str | None] = []
-    for entry in entries:
+    for place, entry in enumerate(entries):
         frames = entry.get("frames")
-        if not isinstance(frames, list) or not frames:
+        old = place < len(entries) - _LATEST_STACKS
+        complete = entry.get("state") == "completed" or entry.get("retired") is True
+        if not isinstance(frames, list) or not frames or (old and complete):
             stacks.append(None)
             continue
         try:
