@@ -73,7 +73,7 @@ NEEDS: Final[dict[str, Need]] = {
         "Record with torch.profiler.profile(profile_memory=True).",
     ),
     "in_flight": Need(
-        "collectives",
+        "dumps",
         None,
         None,
         "no flight-recorder dumps or NCCL logs among the files",
