@@ -185,6 +185,7 @@ def place(rows: rows_of.Rows, known: pl.DataFrame) -> Placed:
     ]
     notes += [f"{count} {name} of processes without GPU work were left out" for name, count in elsewhere if count]
     uid = pl.int_range(pl.len(), dtype=pl.Int64)
+    no_thread = pl.lit(0, pl.Int64)
     copied = pl.col("category").is_in(["memcpy", "memset"])
     shaped = pl.col("sequence").is_not_null() | pl.col("input_dims").is_not_null()
     is_op = pl.col("category") == "cpu_op"
@@ -198,7 +199,14 @@ def place(rows: rows_of.Rows, known: pl.DataFrame) -> Placed:
         ),
         shapes=ranges.with_columns(uid=uid + number["ranges"])
         .filter(shaped & is_op)
-        .select("uid", "rank", "sequence", "input_dims", fwd_thread=pl.when(is_forward).then(pl.lit(0, pl.Int64))),
+        .select(
+            "uid",
+            "rank",
+            "sequence",
+            "input_dims",
+            "input_types",
+            fwd_thread=pl.when(is_forward).then(no_thread),
+        ),
         comms=comms.with_columns(uid=pl.col("key").cast(pl.Int64) + number["gpu"]).drop("key"),
         groups=groups,
         notes=notes,

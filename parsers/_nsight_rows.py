@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 from tracetool.parsers import _nsight_nccl as nccl  # type: ignore[import-not-found]  # mapped at install time
+from tracetool.parsers import _nsight_types as types
 
 from tracetool.errors import UnreadableTrace
 from tracetool.nvtx import torch_names
@@ -54,7 +55,7 @@ class Rows:
     syncs: pl.DataFrame
     """process, device, stream, start_ns, end_ns, correlation, name, wait_on_stream, wait_on_correlation"""
     ranges: pl.DataFrame
-    """process, thread, start_ns, end_ns, category, name, lane, sequence, input_dims, domain, is_nccl, PAYLOAD"""
+    """process, thread, start_ns, end_ns, category, name, lane, sequence, input_dims, input_types, domain, …"""
     overhead: pl.DataFrame
     """process, thread, start_ns, end_ns, name"""
     thread_names: pl.DataFrame
@@ -88,6 +89,10 @@ def read_rows(source: Columnar) -> Rows:
     )
     _repair(rows)
     rows.has_sizes = bool(ranges["message_bytes"].count())
+    kinds = types.input_types(rows.gpu, rows.api, rows.ranges)
+    rows.ranges = rows.ranges.with_columns(input_types=kinds)
+    if told := kinds.count():
+        notes.append(f"number formats of {told} operators were read from the names of their kernels, NVTX has none")
     return rows
 
 
@@ -269,6 +274,8 @@ def _nvtx(source: Columnar, strings: pl.DataFrame, notes: list[str]) -> tuple[pl
         .then(pl.lit("instant"))
         .when(pl.Series(is_op))
         .then(pl.lit("cpu_op"))
+        .when("is_nccl")  # a library's own ranges are no part of the program's structure
+        .then(pl.lit("other"))
         .otherwise(pl.lit("annotation"))
     )
     made = ranges.select(

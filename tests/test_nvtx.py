@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import polars as pl
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracetool.nvtx import innermost, nest, torch_names
@@ -42,6 +42,7 @@ def stacks(draw: st.DrawFn) -> list[tuple[int, int, int, int]]:
     return draw(st.permutations(made))
 
 
+@settings(deadline=None)
 @given(stacks(), st.lists(st.tuples(st.integers(1, 3), st.integers(0, 31)), max_size=20))
 def test_innermost_is_what_a_look_at_every_range_finds(
     rows: list[tuple[int, int, int, int]], points: list[tuple[int, int]]

@@ -22,10 +22,12 @@ def innermost(ranges: pl.DataFrame, points: pl.DataFrame) -> pl.Series:
     `ranges` has `thread, start_ns, end_ns` and optionally `domain`; `points` has `thread, at_ns`. Threads are equal
     integers. Empty ranges hold nothing.
     """
+    ranges = ranges.select("thread", "start_ns", "end_ns", *(["domain"] if "domain" in ranges.columns else []))
     found = _sweep(ranges.with_columns(lane=pl.lit(0, pl.Int64)), points)
     if "domain" not in ranges.columns or not _cross(ranges):
         return found
     domains = ranges.select("thread", lane="domain").unique()
+    points = points.select("thread", "at_ns")
     numbered = points.with_row_index("point").join(domains, on="thread").sort("point", "lane", maintain_order=True)
     hits = _sweep(ranges.rename({"domain": "lane"}), numbered)
     best = (
@@ -91,11 +93,11 @@ def torch_names(names: pl.Series) -> pl.DataFrame:
 
 def _sweep(ranges: pl.DataFrame, points: pl.DataFrame) -> pl.Series:
     lane = pl.col("lane") if "lane" in points.columns else pl.lit(0, pl.Int64)
-    sequence = _sequence(ranges, points.with_columns(lane=lane))
+    sequence = _sequence(ranges, points.select("thread", "at_ns", lane=lane))
     asked = sequence.filter(pl.col("what") == _POINT).select("thread", "lane", "level", "position", "row", "at_ns")
     opened = sequence.filter(pl.col("what") == _OPEN).select("thread", "lane", "level", "position", found="row")
     hits = _latest(asked, opened)
-    ends = ranges.with_row_index("found").select("found", "end_ns")
+    ends = ranges.select("end_ns").with_row_index("found")
     # ranges that cross leave a level to one that has ended: that is no answer
     hits = hits.join(ends, on="found", how="left").select(
         "row", range=pl.when(pl.col("end_ns") > pl.col("at_ns")).then(pl.col("found"))
@@ -106,16 +108,17 @@ def _sweep(ranges: pl.DataFrame, points: pl.DataFrame) -> pl.Series:
 
 def _sequence(ranges: pl.DataFrame, points: pl.DataFrame | None) -> pl.DataFrame:
     """Return openings, closings and points in order of time, each with its level after it and its place."""
-    real = ranges.with_row_index("row").filter(pl.col("end_ns") > pl.col("start_ns"))
+    spans = ranges.select("thread", "lane", "start_ns", "end_ns")
+    real = spans.with_row_index("row").filter(pl.col("end_ns") > pl.col("start_ns"))
     parts = [
         real.select("thread", "lane", "row", at_ns="start_ns", what=pl.lit(_OPEN, pl.Int8), tie=-pl.col("end_ns")),
         real.select("thread", "lane", "row", at_ns="end_ns", what=pl.lit(_CLOSE, pl.Int8), tie=pl.lit(0, pl.Int64)),
     ]
     if points is not None:
         parts.append(
-            points.with_row_index("row").select(
-                "thread", "lane", "row", "at_ns", what=pl.lit(_POINT, pl.Int8), tie=pl.lit(0, pl.Int64)
-            )
+            points.select("thread", "lane", "at_ns")
+            .with_row_index("row")
+            .select("thread", "lane", "row", "at_ns", what=pl.lit(_POINT, pl.Int8), tie=pl.lit(0, pl.Int64))
         )
     step = pl.when(pl.col("what") == _OPEN).then(1).when(pl.col("what") == _CLOSE).then(-1).otherwise(0)
     return (

@@ -12,7 +12,9 @@ from simulator import Config, simulate
 from simulator_nsight import GENERATIONS, write
 from simulator_nsight.bridge import capture_of
 
+from tracetool import open_run
 from tracetool.derive import derive
+from tracetool.errors import UsageError
 from tracetool.read import split_by_rank
 from tracetool.registry import ParseOptions
 from tracetool.settings import Settings
@@ -93,6 +95,28 @@ def test_communication_phases_and_links_are_those_of_kineto(run: Run, tmp_path: 
         assert names[0] == names[1]
         members = [r.tables["comms"].select("start_ns", pl.col("group_ranks")).rows() for r in (ours, other)]
         assert members[0] == members[1]
+
+
+def test_several_reports_form_one_run_with_the_numbers_of_kineto(run: Run, tmp_path: Path) -> None:
+    for rank in range(8):
+        folder = tmp_path / "nsight"
+        folder.mkdir(exist_ok=True)
+        write(folder / f"report_rank{rank}.sqlite", capture_of(run, [rank]), blobs=True)
+    run.write_kineto(tmp_path / "kineto")
+    mine, theirs = (open_run(tmp_path / name, cache="off", engine="serial") for name in ("nsight", "kineto"))
+    for name in ("budget", "overlap", "phases", "host"):
+        assert mine.results[name].metrics == theirs.results[name].metrics
+    ours, other = mine.results["mfu"].metrics, theirs.results["mfu"].metrics
+    for name in ("mfu", "hfu", "model_flops_per_step", "hardware_flops_per_step", "shape_coverage"):
+        assert ours[name] == other[name]  # not the causal ones: emit_nvtx does not record is_causal
+    assert ours["mfu"] is not None
+
+
+def test_kineto_and_nsight_of_one_rank_are_refused_by_name(run: Run, tmp_path: Path) -> None:
+    run.write_kineto(tmp_path, [0])
+    write(tmp_path / "rank0.sqlite", capture_of(run, [0]))
+    with pytest.raises(UsageError, match=r"rank0_trace.json.gz and rank0.sqlite are both of rank 0"):
+        open_run(tmp_path, cache="off", engine="serial")
 
 
 def test_shapes_and_sequences_are_those_of_kineto(run: Run, tmp_path: Path) -> None:
