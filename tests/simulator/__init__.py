@@ -6,6 +6,13 @@
     run.truth(joined=True).budget()     # with waiting told apart
     run.truth(ranks=[0]).budget()       # someone who has rank 0 alone
 
+    run.step_ns, run.elapsed_ns         # true times; whatif.* make the config of a change to simulate again
+    run.write_kineto(directory, ranks=[0], repeat=500, names="rank{rank}.json")  # a large file for a benchmark
+
+Every knob of a run is a documented field of Config, every variant of a file one of kineto.Options. A run has the same
+events, to the ns, whenever it is simulated; so have its files. Noise is drawn per rank and per rendezvous: a run with
+one knob changed keeps all other draws.
+
 It imports nothing of tracetool, so that a test that compares the two compares two independent readings of the
 definitions.
 """
