@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
-from reports import HOSTILE, LONG, budget, finding, report, timeline, view
+from reports import HOSTILE, LONG, budget, finding, pictures, report, timeline, view
 
 from tracetool.document import document
 from tracetool.errors import UsageError
@@ -20,7 +20,7 @@ from tracetool.grid import grid
 from tracetool.outline import verdict
 from tracetool.page import HARD_LIMIT_BYTES, TARGET_BYTES, _blocks, render_page
 from tracetool.report import refuse_overwrite, render_html, render_markdown, write
-from tracetool.results import Result
+from tracetool.results import Headline, Result
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,6 +141,8 @@ def test_the_first_screen_says_the_answer() -> None:
     page = render_html(report())
     assert "<title>MFU 38.2\u00a0% · llama-70b-run-17 · tracetool</title>" in page
     assert page.count("<h1>") == 1
+    unknown = replace(pictures(), headline=[Headline("MFU", None, "share", 0)])
+    assert "<title>llama-70b-run-17 · tracetool</title>" in render_html(report(results={"mfu": unknown}))
     assert page.index('class="verdict"') < page.index("Where a step goes") < page.index('id="what-to-fix"')
 
 

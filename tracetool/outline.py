@@ -134,8 +134,8 @@ def headline_text(head: Headline) -> str:
 
 def title(report: Report) -> str:
     """Return the title of the document: the answer first, then the run."""
-    heads = headlines(report)
-    answer = f"{clean(heads[0][0].label)} {headline_text(heads[0][0])} · " if heads else ""
+    known = [head for head, _ in headlines(report) if head.value is not None]
+    answer = f"{clean(known[0].label)} {headline_text(known[0])} · " if known else ""
     return f"{answer}{name(report)} · tracetool"
 
 

@@ -34,7 +34,7 @@ CELLS: Final = 1_200
 """Cells of one table on the page; the JSON document has all rows."""
 MOST_ROWS, FEWEST_ROWS = 200, 10
 MOST_FINDINGS: Final = 8
-LONG_FIGURE: Final = 16
+LONG_FIGURE: Final = 14
 _PROSE: Final = ("note", "notes", "reason", "detail")
 _FEWER_CELLS: Final = 300
 _SLICE_ROWS: Final = 25

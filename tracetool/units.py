@@ -21,8 +21,17 @@ _CONTROL: Final = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u202a-\u2
 _FOUR_DIGITS: Final = 10_000
 _TIME: Final = ((1e3, 1.0, "ns"), (1e6, 1e3, "µs"), (1e10, 1e6, "ms"), (math.inf, 1e9, "s"))
 _BYTES: Final = ((1e3, 1.0, "B"), (1e6, 1e3, "kB"), (1e9, 1e6, "MB"), (1e12, 1e9, "GB"), (math.inf, 1e12, "TB"))
-_FLOPS: Final = ((1e9, 1.0, "FLOP"), (1e12, 1e9, "GFLOP"), (1e15, 1e12, "TFLOP"), (math.inf, 1e15, "PFLOP"))
-_PLAIN: Final = {"share": (0.01, "%"), "tflops": (1.0, "TFLOP/s"), "gbs": (1.0, "GB/s"), "ratio": (1.0, "×")}
+_FLOPS: Final = (
+    (1e6, 1.0, "FLOP"),
+    (1e9, 1e6, "MFLOP"),
+    (1e12, 1e9, "GFLOP"),
+    (1e15, 1e12, "TFLOP"),
+    (math.inf, 1e15, "PFLOP"),
+)
+_TFLOPS: Final = ((1e-3, 1e-6, "MFLOP/s"), (1.0, 1e-3, "GFLOP/s"), (math.inf, 1.0, "TFLOP/s"))
+_GBS: Final = ((1.0, 1e-3, "MB/s"), (math.inf, 1.0, "GB/s"))
+_LADDERS: Final = {"ns": _TIME, "bytes": _BYTES, "flops": _FLOPS, "tflops": _TFLOPS, "gbs": _GBS}
+_PLAIN: Final = {"share": (0.01, "%"), "ratio": (1.0, "×")}
 _BARE: Final = {"ns": "time", "bytes": "size", "gbs": "rate", "tflops": "rate", "flops": "work"}
 """Words for columns named by nothing but their unit."""
 _SHARES: Final = ("mfu", "hfu", "mfu_causal", "hfu_causal", "shape_coverage")
@@ -66,7 +75,7 @@ def _digits(value: float) -> int:
 
 
 def _ladder(unit: str, size: float) -> tuple[float, str] | None:
-    ladder = {"ns": _TIME, "bytes": _BYTES, "flops": _FLOPS}.get(unit)
+    ladder = _LADDERS.get(unit)
     return None if ladder is None else next((divisor, name) for limit, divisor, name in ladder if size < limit)
 
 
