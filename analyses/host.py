@@ -305,10 +305,10 @@ def analyze(parts: Tables, run: RunView, _settings: Settings) -> Result:
             options={"x_unit": "ns"},
         ),
     ]  # fmt: skip
-    note = f"waits for the host; mean queue depth {metrics['queue_depth_mean']:.1f}"
+    note = f"p50, queue empty; mean queue depth {metrics['queue_depth_mean']:.1f}"
     return Result(
         metrics=metrics,
-        headline=[Headline("Launch-bound", metrics["host_bound_share"], "share", 40, note)],
+        headline=[Headline("Launch latency", metrics["dry_launch_latency_ns_p50"], "ns", 40, note)],
         tables=tables,
         charts=charts,
         findings=_findings(total, tables, window),

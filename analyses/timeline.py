@@ -32,7 +32,7 @@ TITLE: Final = "Timeline"
 NEEDS: Final = ("gpu",)
 
 MOST_PER_RANK: Final = 20_000
-"""Slices a rank hands over: the number of ranks is not known where it is thinned first."""
+"""Slices a rank of a large job hands over: how many ranks were traced is not known where it is thinned first."""
 LANES_OF_MANY: Final = 4
 """Streams shown of each rank when there are several."""
 LONGEST: Final = 50
@@ -56,7 +56,9 @@ def per_rank(rank: RankView, _facts: Tables, settings: Settings) -> Tables:
         .sort("track", "start_ns", "event")
         .select(_SLICE)
     )
-    slices, resolution = thin(activity, min(MOST_PER_RANK, settings.slice_budget))
+    world = rank.table("ranks", ["world_size"])["world_size"].drop_nulls().to_list()
+    most = max(min(MOST_PER_RANK, settings.slice_budget), settings.slice_budget // max(1, *world, 1))
+    slices, resolution = thin(activity, most)
     tracks = rank.table("tracks", ["track", "device", "stream", "name"])
     lanes = (
         activity.group_by("rank", "track")

@@ -50,6 +50,20 @@ def test_the_budget_holds_and_the_note_names_the_resolution() -> None:
     assert any("101 activities are drawn as 2 slices" in note and "1 µs" in note for note in result.notes)
 
 
+@pytest.mark.parametrize(("world_size", "single"), [(None, 30), (1, 30), (3, 10), (1000, 5)])
+def test_a_rank_of_a_large_job_hands_over_less(
+    monkeypatch: pytest.MonkeyPatch, world_size: int | None, single: int
+) -> None:
+    monkeypatch.setattr(timeline, "MOST_PER_RANK", 5)
+    # each gap is twice the one before, so that every doubling of the resolution merges one more
+    given_rank = rank_of(0, *((0, 1000 * 2**i, 1, "compute") for i in range(40)))
+    about = rows("ranks", 0, ("world_size", "format"), (world_size, "kineto"))
+    rank = MemoryRank(0, {**given_rank.tables, "ranks": about})
+    parts = timeline.per_rank(rank, {}, Settings(slice_budget=30))
+    assert parts["slices"].height == single
+    assert parts["slices"]["count"].sum() == 40
+
+
 def test_kinds_and_lanes_never_merge() -> None:
     mixed = [(i % 2, 100 * i, 50, "compute" if i % 4 < 2 else "memcpy") for i in range(8)]
     slices = ask(timeline, [rank_of(0, *mixed)], Settings(slice_budget=1)).tables["slices"]
