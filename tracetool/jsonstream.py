@@ -171,8 +171,13 @@ class ArrayStream(Generic[T]):
             found = pattern.match(self._text, self._at)
             if found and (found.end() < len(self._text) or self._ended):
                 return found
-            if len(self._text) - self._at > LONGEST_OBJECT_BYTES or not self._more():
+            if len(self._text) - self._at > LONGEST_OBJECT_BYTES:
                 return found
+            twice = 2 * len(self._text)
+            if not self._more():
+                return found
+            while len(self._text) < twice and self._more():
+                pass
 
     def _value_end(self) -> int | None:
         """Return where the value that begins here ends; None when it does not."""
@@ -182,8 +187,13 @@ class ArrayStream(Generic[T]):
                 return end
             if not self.array_found and self._array_start.search(self._text, self._at):
                 return None  # this value would swallow the array: its text is damaged
-            if len(self._text) - self._at > LONGEST_OBJECT_BYTES or not self._more():
+            if len(self._text) - self._at > LONGEST_OBJECT_BYTES:
                 return None
+            twice = 2 * len(self._text)  # looked at again from its beginning: seldom, then
+            if not self._more():
+                return None
+            while len(self._text) < twice and self._more():
+                pass
 
     # ---- document ----
 
@@ -381,6 +391,7 @@ class ArrayStream(Generic[T]):
                     self._at = 0
                     return
                 if not self._at:
+                    yield self._whole(self._text[:CHUNK_BYTES])
                     self._give_up()
                     return
         yield from self._recovered(self._text[: self._at])
