@@ -320,7 +320,7 @@ def _charts(tables: Tables) -> list[Chart]:
     if tables["ops"].height:
         charts.append(
             Chart(
-                "bars", "FLOPs by operator and shape", "ops", label="shape", y=("flops",), unit="count",
+                "bars", "FLOPs by operator and shape", "ops", label="shape", y=("flops",), unit="flops",
                 note="Executed FLOPs, attention in full.", options={"max_rows": 12},
             )
         )  # fmt: skip

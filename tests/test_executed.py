@@ -111,13 +111,22 @@ def test_shapes_that_do_not_fit_are_not_covered() -> None:
             500,
             id="inside an opaque one",
         ),
-        pytest.param(Call("record_param_comms", None, kernels=[("nccl", "comm", 500)]), 500, id="communication"),
+        pytest.param(
+            Call("aten::add", [[4]], [Call("record_param_comms", None, kernels=[("nccl", "comm", 500)])]),
+            500,
+            id="communication",
+        ),
     ],
 )
 def test_coverage(call: Call, covered: int) -> None:
     found = ran([call])
     assert found.coverage["kernel_ns"].to_list() == [500]
     assert found.coverage["covered_ns"].to_list() == [covered]
+
+
+def test_without_any_shapes_nothing_is_covered() -> None:
+    found = ran([Call("record_param_comms", None, kernels=[("nccl", "comm", 500)])])
+    assert found.coverage["covered_ns"].to_list() == [0]
 
 
 def test_orphans_get_no_flops_and_are_told() -> None:

@@ -267,7 +267,7 @@ def _coverage(
     plain = pl.col("op_name").is_in([name for name, good in clear.items() if good])
     linked = pl.col("op").is_not_null()
     covered = (
-        (pl.col("comm") & (linked | pl.col("launch").is_not_null()))
+        (pl.col("comm") & (linked | pl.col("launch").is_not_null()) & pl.lit(sized.height > 0))
         | pl.col("counted").fill_null(value=False)
         | (pl.col("owner").is_null() & plain.fill_null(value=False))
     )

@@ -152,7 +152,7 @@ def tables_of(k: Known, metrics: dict[str, Value]) -> Tables:
         "published": pl.DataFrame(
             [(row.what, row.low, row.high, row.source, row.converted) for row in published(k.settings.mfu_convention)],
             schema={
-                "what": pl.String, "low": pl.Float64, "high": pl.Float64, "source": pl.String, "converted": pl.Boolean,
+                "what": pl.String, "low_share": pl.Float64, "high_share": pl.Float64, "source": pl.String, "converted": pl.Boolean,
             },
             orient="row",
         ),
@@ -161,7 +161,11 @@ def tables_of(k: Known, metrics: dict[str, Value]) -> Tables:
     others = tables["published"]
     if isinstance(value, float) and not others.is_empty():
         tables["beside_published"] = pl.DataFrame(
-            {"mfu": [value], "published_low": [others["low"].min()], "published_high": [others["high"].max()]}
+            {
+                "mfu": [value],
+                "published_low": [others["low_share"].min()],
+                "published_high": [others["high_share"].max()],
+            }
         )
     return tables
 

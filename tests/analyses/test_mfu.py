@@ -118,8 +118,8 @@ def test_the_convention_chooses_headline_gate_and_published_range(convention: st
     assert result.headline[0].value == result.metrics[metric] == result.metrics[mfu.GATES["min-mfu"][0]]
     beside = result.tables["beside_published"].row(0, named=True)
     shown = result.tables["published"]
-    assert beside["published_low"] == shown["low"].min()
-    assert beside["published_high"] == shown["high"].max()
+    assert beside["published_low"] == shown["low_share"].min()
+    assert beside["published_high"] == shown["high_share"].max()
     assert 0.2 < beside["published_low"] < beside["published_high"] < 0.6
     assert result.headline[0].order == 0
     assert result.charts[0].kind == "bullet"
