@@ -83,7 +83,7 @@ def read(folder: Path) -> list[Tables]:
     """Parse every recognised file of a folder."""
     found = []
     parsers = [parser("nccl_flight_recorder"), parser("nccl_log")]
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
         head = path.read_bytes()[:65_536]
         found += [one.parse(path, ParseOptions(path.name)) for one in parsers if one.sniff(path, head)]
     return found
