@@ -152,7 +152,8 @@ def tables_of(k: Known, metrics: dict[str, Value]) -> Tables:
         "published": pl.DataFrame(
             [(row.what, row.low, row.high, row.source, row.converted) for row in published(k.settings.mfu_convention)],
             schema={
-                "what": pl.String, "low_share": pl.Float64, "high_share": pl.Float64, "source": pl.String, "converted": pl.Boolean,
+                "what": pl.String, "low_share": pl.Float64, "high_share": pl.Float64, "source": pl.String,
+                "converted": pl.Boolean,
             },
             orient="row",
         ),
