@@ -311,7 +311,7 @@ def analyze(parts: Tables, run: RunView, _settings: Settings) -> Result:
         headline=[Headline("Launch latency", metrics["dry_launch_latency_ns_p50"], "ns", 40, note)],
         tables=tables,
         charts=charts,
-        findings=_findings(total, tables, window),
+        findings=_findings(total, tables, windows),
         notes=_notes(run, parts["latency"]),
     )
 
@@ -376,17 +376,33 @@ _TEXTS: Final = {
 }  # fmt: skip
 
 
-def _findings(total: dict[str, int], tables: Tables, window: int) -> list[Finding]:
-    """Return one finding a cause that something can be done about."""
+def _worst(tables: Tables, windows: pl.DataFrame, causes: tuple[str, ...]) -> tuple[float, int]:
+    """Return the largest share of its own step time that a rank loses to these causes, and that rank."""
+    lost = tables["per_rank_step"].select("rank", ns=pl.sum_horizontal(f"{cause}_ns" for cause in causes))
+    own = windows.group_by("rank").agg(pl.col("window_ns").sum()).filter(pl.col("window_ns") > 0)
+    shares = own.join(lost.group_by("rank").agg(pl.col("ns").sum()), on="rank").select(
+        "rank", share=pl.col("ns") / pl.col("window_ns")
+    )
+    rank, part = shares.sort(["share", "rank"], descending=[True, False]).row(0)
+    return part, rank
+
+
+def _findings(total: dict[str, int], tables: Tables, windows: pl.DataFrame) -> list[Finding]:
+    """Return one finding a cause that something can be done about.
+
+    It is as grave as it is on the rank that loses most: the others wait for that one.
+    """
     found = []
+    window = int(windows["window_ns"].sum())
     longest = tables["longest"].with_row_index("row")
     for name, (causes, limits, title, advice, why) in _TEXTS.items():
         ns = sum(total[cause] for cause in causes)
-        part = share(ns, window)
-        if not ns or part is None:
+        if not ns:
             continue
+        part, rank = _worst(tables, windows, causes)
         mine = longest.filter(pl.col("cause").is_in(causes)).sort(["ns", "row"], descending=[True, False])
-        detail = f"{percent(part)} of step time, {milliseconds(ns)} over all ranks and steps."
+        detail = f"{percent(share(ns, window))} of step time, {milliseconds(ns)} over all ranks and steps"
+        detail += f"; {percent(part)} on rank {rank}, the most." if windows["rank"].n_unique() > 1 else "."
         evidence = [("longest", tuple(mine["row"].head(5).to_list()))]
         if name == "sync":
             top = tables["sync_calls"].row(0, named=True)

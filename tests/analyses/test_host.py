@@ -142,6 +142,21 @@ def test_synchronising_calls_are_listed_with_their_callers() -> None:
     assert finding.saving.rows() == [(0, 1, 100, 70)]
 
 
+def test_a_finding_is_as_grave_as_on_the_rank_that_loses_most() -> None:
+    loader: Range = (0, 100, 155, "cpu_op", "next")
+    every = sorted([FIRST, SECOND, loader], key=lambda c: (c[1], -c[2]))
+    slow = rank_of(every, [(0, 100, 0), (180, 20, every.index(SECOND))], "dataloader")
+    busy = [rank_of([FIRST], [(0, 200, 0)]).tables for _ in range(9)]
+    others = [
+        MemoryRank(r, {n: t.with_columns(rank=pl.lit(r, pl.Int32)) for n, t in tables.items()})
+        for r, tables in enumerate(busy, 1)
+    ]
+    finding = next(f for f in ask(host, [slow, *others]).findings if f.id == "host.dataloader")
+    assert finding.severity == "critical"
+    assert "2.8 % of step time" in finding.detail
+    assert "27.5 % on rank 0" in finding.detail
+
+
 def test_latency_with_and_without_a_queue() -> None:
     result = dry()
     assert result.metrics["dry_launch_latency_ns_p50"] == 20
