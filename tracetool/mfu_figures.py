@@ -195,7 +195,8 @@ def _phases(k: Known) -> pl.DataFrame:
     if not k.trusted:
         return pl.DataFrame(
             schema={
-                "phase": pl.String, "model_flops": pl.Float64, "hardware_flops": pl.Float64, "gpu_ns": pl.Int64,
+                "phase": pl.String, "model_flops": pl.Float64, "hardware_flops": pl.Float64,
+                "hardware_flops_causal": pl.Float64, "gpu_ns": pl.Int64,
                 "tflops": pl.Float64, "share_of_peak": pl.Float64,
             }
         )  # fmt: skip
@@ -204,7 +205,8 @@ def _phases(k: Known) -> pl.DataFrame:
     found = flops.sort("rank", "step", "phase", "dtype").group_by("phase", maintain_order=True).agg(
         model_flops=pl.col("model_full").cast(pl.Float64).sum(),
         hardware_flops=pl.col("full").cast(pl.Float64).sum(),
-        at_peak=(pl.col("full") / pl.col("peak_flops")).sum(),
+        hardware_flops_causal=pl.col("causal").cast(pl.Float64).sum(),
+        at_peak=(pl.col("causal") / pl.col("peak_flops")).sum(),
     )  # fmt: skip
     time = k.parts["phase_time"].group_by("phase").agg(pl.col("gpu_ns").sum())
     joined = found.join(time, on="phase", how="left", nulls_equal=True)
@@ -213,8 +215,9 @@ def _phases(k: Known) -> pl.DataFrame:
         "phase",
         "model_flops",
         "hardware_flops",
+        "hardware_flops_causal",
         "gpu_ns",
-        tflops=pl.col("hardware_flops") / busy / 1e3,
+        tflops=pl.col("hardware_flops_causal") / busy / 1e3,
         share_of_peak=(pl.col("at_peak") / busy * 1e9) if usable else pl.lit(None, pl.Float64),
     ).sort("hardware_flops", "phase", descending=[True, False])
 
@@ -222,7 +225,9 @@ def _phases(k: Known) -> pl.DataFrame:
 def formats_of(k: Known) -> pl.DataFrame:
     """Return executed FLOPs by number format with the peak each is held against."""
     found = k.parts["flops"].group_by("dtype", "peak_dtype").agg(
-        hardware_flops=pl.col("full").cast(pl.Float64).sum(), kernel_ns=pl.col("kernel_ns").sum()
+        hardware_flops=pl.col("full").cast(pl.Float64).sum(),
+        causal=pl.col("causal").cast(pl.Float64).sum(),
+        kernel_ns=pl.col("kernel_ns").sum(),
     )  # fmt: skip
     total = found["hardware_flops"].sum()
     return (
@@ -234,7 +239,7 @@ def formats_of(k: Known) -> pl.DataFrame:
             "hardware_flops",
             share_of_flops=pl.col("hardware_flops") / (total or 1),
             peak_tflops=pl.col("peak_flops") / 1e12,
-            tflops=pl.col("hardware_flops") / pl.when(pl.col("kernel_ns") > 0).then(pl.col("kernel_ns")) / 1e3,
+            tflops=pl.col("causal") / pl.when(pl.col("kernel_ns") > 0).then(pl.col("kernel_ns")) / 1e3,
         )
     )
 
@@ -246,16 +251,20 @@ def _best_peaks(k: Known) -> pl.DataFrame:
 
 
 def _ops(k: Known) -> pl.DataFrame:
-    """Return operators by shape over all ranks, the most FLOPs first, with what their kernels reached."""
+    """Return operators by shape over all ranks, the most FLOPs first, with what their kernels reached.
+
+    Rates credit the causal mask, which fused kernels skip: counted in full, such a kernel may pass its peak.
+    """
     keys = ["op", "shape", "dtype", "peak_dtype"]
     found = k.parts["shapes"].group_by(keys).agg(
         count=pl.col("count").sum(),
         flops=pl.col("flops").cast(pl.Float64).sum(),  # a sum over a thousand ranks may pass int64
+        flops_causal=pl.col("flops_causal").cast(pl.Float64).sum(),
         model_flops=pl.col("model_flops").cast(pl.Float64).sum(),
         kernel_ns=pl.when(pl.col("kernel_ns").count() > 0).then(pl.col("kernel_ns").sum()),
         flags=pl.col("flags").max(),
     )  # fmt: skip
-    tflops = pl.col("flops") / pl.when(pl.col("kernel_ns") > 0).then(pl.col("kernel_ns")) / 1e3
+    tflops = pl.col("flops_causal") / pl.when(pl.col("kernel_ns") > 0).then(pl.col("kernel_ns")) / 1e3
     peak = pl.col("peak_flops") / 1e12
     return (
         found.join(_best_peaks(k), on="peak_dtype", how="left")
@@ -265,6 +274,7 @@ def _ops(k: Known) -> pl.DataFrame:
             *keys,
             "count",
             "flops",
+            "flops_causal",
             "model_flops",
             "kernel_ns",
             tflops=tflops,

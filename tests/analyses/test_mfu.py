@@ -438,3 +438,14 @@ def test_given_flops_need_no_shapes(shared: Path) -> None:
     seconds = int(result.tables["per_rank_step"]["window_ns"].sum()) / 1e9
     assert result.metrics["mfu"] == pytest.approx(3 * 1e12 / (2 * 312e12 * seconds))
     assert result.metrics["hfu"] is None
+
+
+def test_a_fast_causal_kernel_is_not_above_the_peak() -> None:
+    """Counted in full, a fused kernel that skips half of the pairs may pass the peak: no reason to doubt anything."""
+    forward_call, backward_call = attention("True")
+    result = one(replace(forward_call, kernels=[("flash", "compute", 25_000)]), backward_call)
+    rates = dict(result.tables["ops"].select("op", "share_of_peak").rows())
+    forward = rates["aten::_scaled_dot_product_flash_attention"]
+    assert forward == pytest.approx(ATTENTION / 2 / (25_000 / 1e9) / PEAK)
+    assert 2 * forward > 1 > forward
+    assert result.findings == []
