@@ -90,14 +90,16 @@ def _base(source: Columnar, export: dict[str, str], notes: list[str]) -> int | N
     The session's start is given in UTC; where `systemClockNs` stands beside it, that is the same moment in the
     file's own clock, else the file's clock counts from it. Exports may have been shifted when they were made.
     """
-    shift = int(export.get("EXPORT_PARAM_TIME_SHIFT") or 0)
+    text = export.get("EXPORT_PARAM_TIME_SHIFT", "")
+    shift = int(text) if re.fullmatch(r"-?\d{1,18}", text) else 0
     if export.get("EXPORT_PARAM_TIME_NORMALIZE", "").casefold() == "true":
         return -shift
     session = _first(source, "TARGET_INFO_SESSION_START_TIME", ("utcEpochNs", "systemClockNs"))
     if "utcEpochNs" not in session:
         notes.append("no wall clock in the export: this rank can be aligned with others by communication only")
         return None
-    return session["utcEpochNs"] - session.get("systemClockNs", 0) - shift
+    base = session["utcEpochNs"] - session.get("systemClockNs", 0) - shift
+    return base if abs(base) < 1 << 63 else None
 
 
 def _environment(source: Columnar, notes: list[str]) -> tuple[int | None, int | None]:

@@ -52,11 +52,12 @@ def places(rows: rows_of.Rows, facts: facts_of.Facts, display: str) -> tuple[pl.
     work = work.sort("device", "process")
     notes: list[str] = []
     ranks, source = _numbers(work, rows, facts, display, notes)
+    world = facts.env_world if work.height == 1 else None  # above several ranks stands a launcher's environment
     found = []
     for rank, (process, device, _) in zip(ranks, work.rows(), strict=True):
         pid = process % rows_of.TID_BITS
         name, memory = facts_of.device_of(facts.devices, pid, device)
-        found.append((rank, source, facts.env_world, pid, device, name, memory, process))
+        found.append((rank, source, world, pid, device, name, memory, process))
     schema = {
         "rank": pl.Int32,
         "rank_source": pl.String,
@@ -283,7 +284,8 @@ def _groups(ranges: pl.DataFrame, known: pl.DataFrame) -> tuple[pl.DataFrame, di
     made = made.with_columns(group=pl.Series(nccl.communicator_name(made["communicator"].to_list()), dtype=pl.String))
     members: dict[str, list[int]] = {}
     for (group,), part in made.group_by("group", maintain_order=True):
-        complete = part["comm_rank"].to_list() == list(range(part["comm_ranks"][0]))
+        whole = part.height == part["comm_ranks"][0]  # asked first: the number comes from the file
+        complete = whole and part["comm_rank"].to_list() == list(range(part.height))
         if complete and not (part["rank"] < 0).any():
             members[str(group)] = part["rank"].to_list()
     ranks = [members.get(group) for group in made["group"]]

@@ -41,6 +41,7 @@ _OVERHEAD: Final = {
     2: "JIT compile", 3: "CUPTI buffer flush", 4: "instrumentation", 5: "resource", 6: "module loading",
     7: "lazy function loading", 8: "command buffer full",
 }  # fmt: skip
+_LARGEST_DEVICE: Final = (1 << 31) - 1
 _MARK, _PUSH_POP, _START_END, _DOMAIN, _THREAD_NAME = 34, 59, 60, 75, 39
 
 
@@ -347,7 +348,7 @@ def _repair(rows: Rows) -> None:
     """Drop rows without times or with a negative duration; close ranges that were open when recording ended."""
     last = max((v for part in (*rows.parts(), rows.syncs) if isinstance(v := part["end_ns"].max(), int)), default=0)
     # a file that is cut may hold starts later than any end
-    last = max(last, *(v for part in rows.parts() if isinstance(v := part["start_ns"].max(), int)), last)
+    last = max([last, *(v for part in rows.parts() if isinstance(v := part["start_ns"].max(), int))])
     for name in ("gpu", "api", "syncs", "ranges", "overhead"):
         part: pl.DataFrame = getattr(rows, name)
         start, end = pl.col("start_ns"), pl.col("end_ns")
@@ -357,9 +358,11 @@ def _repair(rows: Rows) -> None:
             rows.repaired += still_open
             if still_open:
                 rows.notes.append(f"{still_open} NVTX ranges were still open at the end: they end with the recording")
-        good = part.filter(start.is_not_null() & (end >= start) & pl.col("process").is_not_null())
+        device = pl.col("device") if "device" in part.columns else pl.lit(0)
+        possible = device.is_between(0, _LARGEST_DEVICE).fill_null(True) & pl.col("process").is_not_null()
+        good = part.filter(start.is_not_null() & (end >= start) & possible)
         bad = part.height - good.height
         rows.dropped += bad
         if bad:
-            rows.notes.append(f"{bad} rows ({name}) have no time, no process or end before they start: left out")
+            rows.notes.append(f"{bad} rows ({name}) have no time, device or process, or end too early: left out")
         setattr(rows, name, good)

@@ -61,7 +61,10 @@ _EXPORT_SECONDS: Final = 3600
 def sniff(path: Path, head: bytes) -> bool:
     """Say whether this is an export or a report of nsys, damaged ones included."""
     if path.is_dir():
-        names = {file.stem for file in path.iterdir() if file.suffix in (".parquet", ".arrow")}
+        try:
+            names = {file.stem for file in path.iterdir() if file.suffix in (".parquet", ".arrow")}
+        except OSError:  # a folder that may not be listed holds nothing for anybody
+            return False
         return bool(names & _OWN_TABLES) or _KERNELS in names
     if path.name.endswith((*_REPORTS, ".qdstrm")):
         return True

@@ -213,7 +213,7 @@ def _typed(batch: Any, columns: Mapping[str, Wanted]) -> pl.DataFrame:  # noqa: 
             made[name] = pl.from_arrow(column.cast(pa.int64()))
             continue
         if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
+            column = column.cast(column.type.value_type)
         text_like = pa.types.is_binary(column.type) or pa.types.is_string(column.type)
         large = pa.types.is_large_binary(column.type) or pa.types.is_large_string(column.type)
         if not (text_like or large) and column.null_count == len(column):

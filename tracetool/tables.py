@@ -47,7 +47,7 @@ kernel, memcpy, memset: GPU activity; graph: one replay of a CUDA graph whose ke
 activity too; gpu_annotation: a CPU range copied onto a GPU track, not activity; cpu_op: an operator;
 annotation: a user's or framework's range on a CPU thread; runtime: a call of the CUDA, HIP or MTIA API;
 sync: a synchronisation as the GPU saw it; instant: a point in time; overhead: the profiler's own work;
-other: a category the parser does not know, kept and named in `sources`.
+other: a category the parser does not know, kept and named in `sources`; or the ranges of a library, such as NCCL's.
 """
 GPU_ACTIVITY: Final = ("kernel", "memcpy", "memset", "graph")
 KINDS: Final = ("compute", "comm", "memcpy", "memset")

@@ -164,6 +164,7 @@ def test_tracks_carry_names_and_ranges_that_cross_stand_apart(tmp_path: Path) ->
         ("V325", {}, 1_700_000_000_000_000_000 - 600),
         ("V37", {}, 1_700_000_000_000_000_000),
         ("V37", {"EXPORT_PARAM_TIME_SHIFT": "50"}, 1_700_000_000_000_000_000 - 50),
+        ("V37", {"EXPORT_PARAM_TIME_SHIFT": "soon"}, 1_700_000_000_000_000_000),
         ("V325", {"EXPORT_PARAM_TIME_NORMALIZE": "true"}, 0),
         ("V21", {}, None),
     ],
@@ -186,6 +187,12 @@ def test_rank_of_a_process_that_nsys_started_itself(tmp_path: Path) -> None:
     path = write(tmp_path / "r.sqlite", alone(environment=f"TOKEN={SECRET};SLURM_PROCID=5;RANK=5;WORLD_SIZE=16"))
     ranks = read(path)["ranks"]
     assert ranks.select("rank", "rank_source", "world_size").row(0) == (5, "metadata", 16)
+
+
+def test_the_environment_of_a_launcher_tells_no_rank_and_no_world(tmp_path: Path) -> None:
+    capture = two_processes(command="bash", environment="SLURM_PROCID=1;SLURM_NTASKS=2")
+    ranks = read(write(tmp_path / "r.sqlite", capture))["ranks"]
+    assert ranks.select("rank", "rank_source", "world_size").rows() == [(0, "assumed", None), (1, "assumed", None)]
 
 
 def test_rank_that_nobody_tells_is_left_open(tmp_path: Path) -> None:

@@ -217,8 +217,9 @@ def test_text_that_is_null_first_and_late_and_no_utf8(tmp_path: Path) -> None:
 
 def test_rows_that_cannot_be_are_left_out_and_counted(tmp_path: Path) -> None:
     capture = Capture(kernels=[Kernel(PID, 0, 7, 100, 200, 1, "good"), Kernel(PID, 0, 7, 300, 250, 2, "backwards")])
+    capture.kernels.append(Kernel(PID, 1 << 40, 7, 300, 350, 3, "on no device"))
     source = read(write(tmp_path / "r.sqlite", capture))["sources"].row(0, named=True)
-    assert (source["events"], source["dropped"]) == (1, 1)
+    assert (source["events"], source["dropped"]) == (1, 2)
 
 
 def test_a_damaged_file_of_a_directory(tmp_path: Path) -> None:
