@@ -37,7 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-EXIT_DEFECT, EXIT_PARTLY_READ = 1, 5
+EXIT_DEFECT, EXIT_PARTLY_READ, EXIT_INTERRUPTED = 1, 5, 130
 _ESTIMATE_BYTES_PER_S = 25_000_000
 _ESTIMATE_WORTH_S = 60
 _PROGRESS_LINE_EVERY_S = 10
@@ -86,7 +86,7 @@ def report(
         reports.refuse_overwrite(Path(name), force=force)
     with _opened(run, options) as opened:
         made = _report(opened, options, "report")
-        reports.write(output, reports.render_html(made), force=force)
+        _write_page(output, made, options, force=force)
         if json:
             _put(json, reports.to_json(reports.document(made)), force=force)
         if md:
@@ -159,7 +159,7 @@ def postmortem(
         if json:
             _put(json, reports.to_json(reports.document(made)), force=force)
         if output:
-            reports.write(output, reports.render_html(made), force=force)
+            _write_page(output, made, options, force=force)
             _say(str(output), options)
         _finish(opened, options)
 
@@ -247,6 +247,16 @@ def _report(run: Run, options: RunOptions, command: str, names: Sequence[str] | 
         command=f"tracetool {command} {shlex.quote(run.view.path)} {options.said()}".strip(),
         version=__version__,
     )
+
+
+def _write_page(path: Path, made: Report, options: RunOptions, *, force: bool) -> None:
+    """Write the HTML page, and say on stderr what had to be left out of it."""
+    from tracetool.report import render_page, write
+
+    page = render_page(made)
+    write(path, page.html, force=force)
+    for note in page.notes:
+        _say(f"{path}: {note}", options)
 
 
 def _terminal(made: Report, options: RunOptions) -> str:
@@ -352,8 +362,15 @@ class _Progress:
 
 def main() -> NoReturn:
     """Run the command line; every error becomes one sentence on stderr and an exit code (130 when interrupted)."""
+    import click
+
     try:
-        app(standalone_mode=True)
+        code = app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(EXIT_INTERRUPTED)
     except TracetoolError as error:
         print(f"tracetool: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -370,4 +387,4 @@ def main() -> NoReturn:
             file=sys.stderr,
         )
         sys.exit(EXIT_DEFECT)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
