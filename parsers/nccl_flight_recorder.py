@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tracetool.registry import ParseOptions
     from tracetool.tables import Tables
 
-FORMAT = "PyTorch flight recorder"
+FORMAT = "nccl_flight_recorder"
 
 _USUAL_NAME: Final = re.compile(r"(?:trace_rank_|fr_trace_|_dump_)\d+(?:\.json|\.pkl|\.pickle)?(?:\.gz)?$")
 _TRAILING_INTEGER: Final = re.compile(r"(\d+)(?:\.json|\.pkl|\.pickle)?(?:\.gz)?$")

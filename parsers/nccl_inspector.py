@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tracetool.registry import ParseOptions
     from tracetool.tables import Tables
 
-FORMAT = "NCCL Inspector"
+FORMAT = "nccl_inspector"
 
 _TIMES_RANKS: Final = ("all_gather", "reduce_scatter")
 _LARGEST: Final = 1 << 62

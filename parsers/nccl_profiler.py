@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tracetool.registry import ParseOptions
     from tracetool.tables import Tables
 
-FORMAT = "NCCL profiler plugin"
+FORMAT = "nccl_profiler"
 
 _MARKS: Final = (
     b'"cat": "COLL"',

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tracetool.registry import ParseOptions
     from tracetool.tables import Tables
 
-FORMAT = "nccl-tests"
+FORMAT = "nccl_tests"
 
 _HEADER: Final = re.compile(rb"size\s+count\s+(?:\(elements\)\s+)?type\b.*\balgbw\s+busbw", re.DOTALL)
 _JSON_KEYS: Final = (b'"nccl_version"', b'"args"', b'"env"')

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tracetool.registry import ParseOptions
     from tracetool.tables import Tables
 
-FORMAT = "Nsight Systems"
+FORMAT = "nsight"
 CONVERT = ("nsys", "export", "-t", "sqlite", "-f", "true", "-q", "true", "-o", "{target}", "{source}")
 """Makes an export of a report; `--include-blobs=true` is added where nsys knows it."""
 

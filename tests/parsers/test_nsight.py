@@ -298,4 +298,4 @@ def test_exactly_one_parser_takes_it(tmp_path: Path) -> None:
         head = b"" if path.is_dir() else path.read_bytes()[: registry.HEAD_BYTES]
         found = registry.sniff(path, head)
         assert found is not None
-        assert found.FORMAT == "Nsight Systems"
+        assert found.FORMAT == "nsight"
