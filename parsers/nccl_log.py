@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tracetool.registry import ParseOptions
     from tracetool.tables import Tables
 
-FORMAT = "NCCL log"
+FORMAT = "nccl_log"
 
 _TAIL_BYTES: Final = 1 << 18
 _TEXT: Final = 400
@@ -348,7 +348,8 @@ def _watchdog(line: str, number: int, seen: _Seen) -> bool:
     if rank is None:
         seen.left_out += 1
         return True
-    name = (group[2] or group[1]) if group else None
+    # before torch 2.5 only the rank's own number of the group is printed: its 0 alone means the same everywhere
+    name = (group[2] or ("0" if group[1] == "0" else f"local {group[1]}")) if group else None
     seen.useful += 1
     if timeout:
         seen.timeouts.append(

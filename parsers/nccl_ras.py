@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tracetool.registry import ParseOptions
     from tracetool.tables import Tables
 
-FORMAT = "NCCL RAS"
+FORMAT = "nccl_ras"
 
 _LIMIT: Final = 256 << 20
 _STATES: Final = (("considered_dead", "dead"), ("unresponsive", "unresponsive"))
@@ -60,8 +60,8 @@ def parse(path: Path, options: ParseOptions) -> Tables:
         raise UnreadableTrace(options.display_path, "tells of no process", len(data))
     rank_of = {process: by_size[max(by_size)] for process, by_size in ranks.items()}
     told = sorted({rank_of[fact[0]] for fact in facts if fact[0] in rank_of})
-    if not told:
-        told, rank_of = [-1], {fact[0]: -1 for fact in facts}
+    if not told:  # a monitor's event names a process: it belongs to the run, not to a rank
+        rank_of = {fact[0]: -1 for fact in facts}
     process_of = {rank: process for process, rank in sorted(rank_of.items(), reverse=True)}
     numbered = [(rank_of[fact[0]], line, fact) for line, fact in enumerate(facts, start=1) if fact[0] in rank_of]
     kept = sorted(numbered, key=lambda row: row[:2])

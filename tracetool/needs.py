@@ -80,5 +80,12 @@ NEEDS: Final[dict[str, Need]] = {
         "Set TORCH_FR_BUFFER_SIZE=2000 (TORCH_NCCL_TRACE_BUFFER_SIZE before torch 2.8) and "
         "TORCH_NCCL_DUMP_ON_TIMEOUT=1.",
     ),
+    "log_facts": Need(
+        "log_facts",
+        None,
+        None,
+        "no NCCL_DEBUG lines among the files",
+        "Set NCCL_DEBUG=INFO and NCCL_DEBUG_SUBSYS=INIT,NET,TUNING, and keep the logs.",
+    ),
 }
 """Every need by name. `ingest` finds out which are met; the registry refuses an analysis that names another."""

@@ -54,7 +54,7 @@ def test_excerpts(shared: Path) -> None:
     path = shared / "nccl" / "nccl_debug" / "excerpts.log"
     tables = log.parse(path, ParseOptions("excerpts.log"))
     assert tables["group_status"].select("rank", "group", "last_enqueued", "last_completed").rows() == [
-        (1, "1", 158046, 158045),
+        (1, "local 1", 158046, 158045),
         (7, "1", 1, -1),
         (118, "0", 2398578, 2398458),
     ]

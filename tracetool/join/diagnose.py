@@ -88,6 +88,10 @@ def _doubted(verdict: Diagnosis, state: State, age: float | None) -> Diagnosis:
         lost = f"The ring buffers of ranks {rank_text(state.lossy)} lost operations in flight."
         blank = verdict.cause == "all_inside"
         return replace(verdict, cause="unknown" if blank else verdict.cause, confidence="low", why=(*verdict.why, lost))
+    group = state.groups[verdict.operation[0]] if verdict.operation else None
+    if group and not group.listed and group.ranks != state.world and verdict.culprits:
+        doubt = f"No source lists the ranks of group {group.name}: they were put together from who told of it."
+        verdict = replace(verdict, confidence="low", why=(*verdict.why, doubt))
     if age is not None and age < _YOUNG:
         doubt = "The operations in flight are far younger than their timeout."
         return replace(verdict, confidence="low", why=(*verdict.why, doubt))

@@ -176,10 +176,10 @@ def _stale(dumps: pl.DataFrame, ops: pl.DataFrame) -> list[int]:
 
 
 def _world(groups: pl.DataFrame, dumps: pl.DataFrame, world_size: int | None) -> tuple[int, ...]:
-    """Return the ranks of the job: as told, else those of the default group, else all that any dump names."""
-    if world_size:
-        return tuple(range(world_size))
+    """Return the ranks of the job: as many as told, else as any dump names; and those that left one."""
     seen = set(dumps["rank"].to_list())
+    if world_size:
+        return tuple(range(max(world_size, max(seen, default=0) + 1)))
     for text in groups["ranks"].drop_nulls().unique().sort():
         seen |= set(ranks_of(text))
     return tuple(range(max(seen) + 1)) if seen else ()
