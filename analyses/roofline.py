@@ -166,8 +166,8 @@ def _by_shape(timed: pl.DataFrame) -> pl.DataFrame:
     """Return one row an operator and shape over all ranks and steps, the most time lost first."""
     total = timed.group_by(_KEYS).agg(
         count=pl.col("count").sum(),
-        flops=pl.col("flops").cast(pl.Float64).sum(),  # a sum over a thousand ranks may pass int64
-        moved_bytes=pl.col("moved_bytes").cast(pl.Float64).sum(),
+        flops=pl.col("flops").cast(pl.Int128).sum().cast(pl.Float64),  # a sum over a thousand ranks may pass int64
+        moved_bytes=pl.col("moved_bytes").cast(pl.Int128).sum().cast(pl.Float64),
         kernel_ns=pl.col("kernel_ns").sum(),
         attainable_ns=pl.when(pl.col("attainable_ns").null_count() == 0).then(pl.col("attainable_ns").sum()),
         lost_ns=pl.when(pl.col("lost_ns").null_count() == 0).then(pl.col("lost_ns").sum()),

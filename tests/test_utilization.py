@@ -130,7 +130,9 @@ def test_flops_of_a_large_job_do_not_overflow() -> None:
     steps = windows(*((rank, 1, DAY_NS) for rank in range(4)))
     known = utilization.peaks(ranks(*[H100] * 4), ["bf16"], None)
     judged = utilization.sample(place(*((rank, None, 1) for rank in range(4))), 4096, experts=False)
-    assert utilization.totals(utilization.per_step(steps, counted, known), judged).job_step["full"] == 4096 * each
+    found = utilization.totals(utilization.per_step(steps, counted, known), judged)
+    assert found.job_step["full"] == 4096 * each
+    assert found.utilization("full") == pytest.approx(each / 989.4e12)
 
 
 def test_the_mean_step_is_exact() -> None:

@@ -57,7 +57,11 @@ def main_format(k: Known) -> str:
     flops = k.parts["flops"]
     if flops.is_empty():
         return "bf16" if k.peaks.of("bf16") is not None or k.peaks.of("fp16") is None else "fp16"
-    summed = flops.group_by("peak_dtype").agg(pl.col("full").sum()).sort("full", "peak_dtype", descending=[True, False])
+    summed = (
+        flops.group_by("peak_dtype")
+        .agg(pl.col("full").cast(pl.Int128).sum())
+        .sort("full", "peak_dtype", descending=[True, False])
+    )
     return str(summed["peak_dtype"][0])
 
 
@@ -202,12 +206,15 @@ def _phases(k: Known) -> pl.DataFrame:
         )  # fmt: skip
     flops = k.parts["flops"].join(k.peaks.table, on=["rank", "peak_dtype"], how="left")
     usable = unknown_formats(k.parts["flops"], k.peaks)[1] <= NEGLIGIBLE
-    found = flops.sort("rank", "step", "phase", "dtype").group_by("phase", maintain_order=True).agg(
-        model_flops=pl.col("model_full").cast(pl.Float64).sum(),
-        hardware_flops=pl.col("full").cast(pl.Float64).sum(),
-        hardware_flops_causal=pl.col("causal").cast(pl.Float64).sum(),
-        at_peak=(pl.col("causal") / pl.col("peak_flops")).sum(),
-    )  # fmt: skip
+    whole = {"model_flops": "model_full", "hardware_flops": "full", "hardware_flops_causal": "causal"}
+    found = (
+        flops.group_by("phase", "peak_flops")
+        .agg(**{name: pl.col(column).cast(pl.Int128).sum().cast(pl.Float64) for name, column in whole.items()})
+        .with_columns(at_peak=pl.col("hardware_flops_causal") / pl.col("peak_flops"))
+        .sort("phase", "peak_flops")
+        .group_by("phase", maintain_order=True)
+        .agg(pl.col(*whole, "at_peak").sum())
+    )
     time = k.parts["phase_time"].group_by("phase").agg(pl.col("gpu_ns").sum())
     joined = found.join(time, on="phase", how="left", nulls_equal=True)
     busy = pl.when(pl.col("gpu_ns") > 0).then(pl.col("gpu_ns"))
@@ -225,8 +232,8 @@ def _phases(k: Known) -> pl.DataFrame:
 def formats_of(k: Known) -> pl.DataFrame:
     """Return executed FLOPs by number format with the peak each is held against."""
     found = k.parts["flops"].group_by("dtype", "peak_dtype").agg(
-        hardware_flops=pl.col("full").cast(pl.Float64).sum(),
-        causal=pl.col("causal").cast(pl.Float64).sum(),
+        hardware_flops=pl.col("full").cast(pl.Int128).sum().cast(pl.Float64),
+        causal=pl.col("causal").cast(pl.Int128).sum().cast(pl.Float64),
         kernel_ns=pl.col("kernel_ns").sum(),
     )  # fmt: skip
     total = found["hardware_flops"].sum()
@@ -258,9 +265,9 @@ def _ops(k: Known) -> pl.DataFrame:
     keys = ["op", "shape", "dtype", "peak_dtype"]
     found = k.parts["shapes"].group_by(keys).agg(
         count=pl.col("count").sum(),
-        flops=pl.col("flops").cast(pl.Float64).sum(),  # a sum over a thousand ranks may pass int64
-        flops_causal=pl.col("flops_causal").cast(pl.Float64).sum(),
-        model_flops=pl.col("model_flops").cast(pl.Float64).sum(),
+        flops=pl.col("flops").cast(pl.Int128).sum().cast(pl.Float64),  # a sum over a thousand ranks may pass int64
+        flops_causal=pl.col("flops_causal").cast(pl.Int128).sum().cast(pl.Float64),
+        model_flops=pl.col("model_flops").cast(pl.Int128).sum().cast(pl.Float64),
         kernel_ns=pl.when(pl.col("kernel_ns").count() > 0).then(pl.col("kernel_ns").sum()),
         flags=pl.col("flags").max(),
     )  # fmt: skip

@@ -59,9 +59,11 @@ def peaks(ranks: pl.DataFrame, formats: list[str], peak_tflops: float | None) ->
 def unknown_formats(flops: pl.DataFrame, known: Peaks) -> tuple[list[str], float]:
     """Return the formats without a known peak and their share of the executed FLOPs."""
     joined = flops.join(known.table, on=["rank", "peak_dtype"], how="left")
-    total = float(joined["full"].sum())
+    total = float(joined["full"].cast(pl.Int128).sum())
     lacking = joined.filter(pl.col("peak_flops").is_null() & (pl.col("full") > 0))
-    return sorted(set(lacking["dtype"].to_list())), (float(lacking["full"].sum()) / total if total else 0.0)
+    return sorted(set(lacking["dtype"].to_list())), (
+        float(lacking["full"].cast(pl.Int128).sum()) / total if total else 0.0
+    )
 
 
 def per_step(steps: pl.DataFrame, flops: pl.DataFrame, known: Peaks) -> pl.DataFrame:
