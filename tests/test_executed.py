@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from traced import Call, mm, traced
 
 from tracetool.executed import PRECISION, Executed, executed
+from tracetool.tables import frame
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -177,3 +181,48 @@ def test_nothing_recorded_gives_nothing() -> None:
     assert found.calls.is_empty()
     assert found.opaque.is_empty()
     assert ran([], orphans=[("gemm", "compute", 300)]).coverage["orphan_ns"].to_list() == [300]
+
+
+@st.composite
+def forests(draw: st.DrawFn) -> tuple[list[int | None], list[bool], list[int]]:
+    """Return the parent of each event, which are products, and the events that launched a kernel each."""
+    count = draw(st.integers(1, 14))
+    parents = [draw(st.none() | st.integers(0, n - 1)) if n else None for n in range(count)]
+    products = draw(st.lists(st.booleans(), min_size=count, max_size=count))
+    return parents, products, draw(st.lists(st.integers(0, count - 1), max_size=8))
+
+
+@given(forests())
+def test_nesting_equals_walking_the_tree(forest: tuple[list[int | None], list[bool], list[int]]) -> None:
+    parents, products, launching = forest
+
+    def above(event: int) -> list[int]:
+        parent = parents[event]
+        return [] if parent is None else [parent, *above(parent)]
+
+    count = len(parents)
+    outer = {ancestor for event in range(count) if products[event] for ancestor in above(event)}
+    innermost = [event for event in range(count) if products[event] and event not in outer]
+    expected: dict[int, int] = {}
+    for event in launching:
+        owner = next((e for e in (event, *above(event)) if e in innermost), None)
+        if owner is not None:
+            expected[owner] = expected.get(owner, 0) + 1
+    ids, zeros = list(range(count)), [0] * count
+    names = ["aten::mm" if product else "aten::add" for product in products]
+    kernels = len(launching)
+    gpu: dict[str, object] = {"rank": [0] * kernels, "event": range(count, count + kernels), "dur_ns": [1] * kernels}
+    gpu |= {"kind": ["compute"] * kernels, "name": ["k"] * kernels, "launch": launching, "op": launching}
+    shapes = {"input_dims": ["[[2,2],[2,2]]"] * count, "input_types": ['["float","float"]'] * count}
+    found = executed(
+        frame("events", {"rank": zeros, "event": ids, "name": names}),
+        frame("links", {"rank": zeros, "event": ids, "parent": parents}),
+        frame("gpu", gpu),
+        frame("op_shapes", {"rank": zeros, "event": ids, **shapes}),
+    )
+    if launching:
+        assert dict(found.calls.select("event", "kernels").rows()) == expected
+        assert found.calls["full"].to_list() == [16] * len(expected)
+    else:
+        assert found.calls["event"].to_list() == innermost
+    assert found.calls.schema["event"] == pl.Int64
