@@ -14,6 +14,9 @@ every member that has not launched it; what the waiting ends in is the cause (tr
 A rank that waits is no culprit. `confidence` falls where dumps are missing or sides are equally large. The rules
 were proposed for incidents labelled by NVIDIA's resiliency extension and by Meta (see the documentation of
 `torchfrtrace`); operations are numbered from 1 in each group, sends and receives apart from collectives.
+
+`launch_order` says who launches last by creation times (tracetool/join/launches.py): the straggler's place, as far
+as clocks agree.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ import polars as pl
 from tracetool.join import hangtables
 from tracetool.join.diagnose import Diagnosis, diagnose
 from tracetool.join.hangstate import State, by_order, gather, rank_text
-from tracetool.results import Finding, Headline, Result, Where, no_saving, skipped
+from tracetool.join.launches import launch_order
+from tracetool.results import Chart, Finding, Headline, Result, Where, no_saving, skipped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,6 +45,7 @@ NEEDS = ("in_flight",)
 _OLDEST_KEPT: Final = 16
 _NEWEST_KEPT: Final = 8
 _P2P_KEPT: Final = 64
+_LAUNCHES_KEPT: Final = 64
 _WIDTH: Final = 80
 _LINES: Final = 9
 _STACK_FRAMES: Final = 3
@@ -91,6 +96,7 @@ def per_rank(rank: RankView, facts: Tables, settings: Settings) -> Tables:  # no
     return {
         "hangs_ops": _kept(records),
         "hangs_lanes": _lanes(records),
+        "hangs_launches": _launches(records),
         "hangs_status": _status(status, groups),
         "hangs_groups": groups.with_columns(
             ranks=pl.Series(
@@ -123,6 +129,14 @@ def _kept(records: pl.DataFrame) -> pl.DataFrame:
     return numbered.filter((flying | finished | last).fill_null(False)).drop(
         "_back", "_nth", "seq", "p2p_seq", "finished"
     )
+
+
+def _launches(records: pl.DataFrame) -> pl.DataFrame:
+    """Return when the newest collectives of each group were launched."""
+    told = records.filter(~pl.col("is_p2p"), pl.col("group").is_not_null()).drop_nulls(["number", "created_unix_ns"])
+    newest = pl.col("number") > pl.col("number").max().over("group") - _LAUNCHES_KEPT
+    columns = ("rank", "group", "number", "created_unix_ns")
+    return told.filter(newest).select(columns).unique(["group", "number"], keep="first", maintain_order=True)
 
 
 def _lanes(records: pl.DataFrame) -> pl.DataFrame:
@@ -183,6 +197,7 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
         "waiting": hangtables.waiting(state, verdict, _TABLE_ROWS),
         "in_flight": hangtables.in_flight(state, written, _TABLE_ROWS),
         "coverage": hangtables.coverage(state, own["dumps"], incomplete),
+        "launch_order": launch_order(state, own["launches"]).head(_TABLE_ROWS),
     }
     operation = hangtables.call(state, verdict.operation) if verdict.operation else {}
     lines = _verdict(state, verdict, tables, operation, hosts)
@@ -201,6 +216,7 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
         },
         tables={"verdict": pl.DataFrame({"line": lines}, schema={"line": pl.String}), **tables},
         findings=_findings(verdict, lines),
+        charts=_charts(tables),
         notes=verdict.why,
     )
 
@@ -296,6 +312,17 @@ def _findings(verdict: Diagnosis, lines: Sequence[str]) -> list[Finding]:
             where=Where(ranks=verdict.culprits),
         )
     ]
+
+
+def _charts(tables: Mapping[str, pl.DataFrame]) -> list[Chart]:
+    charts = []
+    if tables["waiting"].height:
+        note = "Ranks that wait in one operation, and for whom: the length is how many wait."
+        charts.append(Chart("bars", "Who waits for whom", "waiting", "edge", y=("count",), unit="count", note=note))
+    if tables["in_flight"].height:
+        note = "The oldest operation in flight of each group: the length is how many ranks are in it."
+        charts.append(Chart("bars", "Operations in flight", "in_flight", "call", y=("count",), unit="count", note=note))
+    return charts
 
 
 def _text(value: object) -> str | None:

@@ -44,3 +44,9 @@ def test_incident(
     lines = result.tables["verdict"]["line"].to_list()
     assert len(lines) < 10
     assert max(map(len, lines)) <= 80
+
+
+def test_the_straggler_launches_last_though_nothing_hangs(shared: Path) -> None:
+    order = diagnose(read(shared / "nccl" / "flight_recorder_gloo" / "straggler")).tables["launch_order"]
+    assert order.select("rank", "operations", "last").row(0) == (2, 21, 20)
+    assert order["median_lateness_ns"][0] == pytest.approx(50.5e6, rel=0.01)

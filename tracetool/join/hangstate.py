@@ -61,6 +61,8 @@ class State:
     world: tuple[int, ...]
     stale: tuple[int, ...]
     """Ranks whose dump is of an earlier start of the job: left aside."""
+    keys: pl.DataFrame
+    """rank, group (name), group_id: which group a rank means by a name."""
     lossy: frozenset[int]
     """Ranks whose ring buffer lost operations in flight: their oldest one is known from counters at best."""
 
@@ -150,6 +152,7 @@ def gather(parts: Mapping[str, pl.DataFrame], incomplete: frozenset[str], world_
         idle=known - busy - behind - partial - silent,
         world=world,
         stale=tuple(stale),
+        keys=keys,
         lossy=lossy,
     )
 

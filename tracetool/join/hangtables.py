@@ -23,11 +23,13 @@ _CALL = {
     "in_sizes": pl.String, "out_sizes": pl.String, "dtype": pl.String, "bytes": pl.Int64,
 }  # fmt: skip
 _WAITING = {
-    **_CALL, "ranks": pl.String, "count": pl.Int64, "waits_for": pl.String, "why": pl.String,
+    "edge": pl.String, **_CALL,
+    "ranks": pl.String, "count": pl.Int64, "waits_for": pl.String, "why": pl.String,
     "first_created_unix_ns": pl.Int64, "stack": pl.String,
 }  # fmt: skip
 _IN_FLIGHT = {
-    **_CALL, "ranks": pl.String, "count": pl.Int64, "missing": pl.String, "first_created_unix_ns": pl.Int64,
+    "call": pl.String, **_CALL,
+    "ranks": pl.String, "count": pl.Int64, "missing": pl.String, "first_created_unix_ns": pl.Int64,
     "last_created_unix_ns": pl.Int64, "age_ns": pl.Int64, "timeout_ns": pl.Int64,
 }  # fmt: skip
 _COVERAGE = {
@@ -59,6 +61,11 @@ def call(state: State, operation: Operation) -> dict[str, object]:
     }
 
 
+def _named(told: Mapping[str, object]) -> str:
+    """Return an operation in a few words, for labels."""
+    return f"{told['op']} seq {told['seq']} of {told['group_desc'] or told['group']}"
+
+
 def waiting(state: State, verdict: Diagnosis, most_rows: int) -> pl.DataFrame:
     """Return one row an operation and set of ranks that are waited for; what hangs on the culprits first."""
     targets: dict[tuple[Operation, int], dict[int, str]] = defaultdict(dict)
@@ -82,12 +89,15 @@ def waiting(state: State, verdict: Diagnosis, most_rows: int) -> pl.DataFrame:
         ),
     )
     for (operation, asked), ranks in order[:most_rows]:
+        told = call(state, operation)
+        awaited = rank_text(target for target, _ in asked)
         rows.append(
             {
-                **call(state, operation),
+                "edge": f"{rank_text(ranks)} → {awaited}: {_named(told)}",
+                **told,
                 "ranks": rank_text(ranks),
                 "count": len(ranks),
-                "waits_for": rank_text(target for target, _ in asked),
+                "waits_for": awaited,
                 "why": ", ".join(sorted({why for _, why in asked})),
                 "first_created_unix_ns": created.get(operation),
                 "stack": _stack(state, operation, min(ranks)),
@@ -136,9 +146,11 @@ def in_flight(state: State, file_unix_ns: Mapping[int, int], most_rows: int) -> 
             if not is_p2p and (rank not in lanes or not lanes[rank].launched(number))
         ]
         written = [file_unix_ns[rank] for rank in ranks if rank in file_unix_ns]
+        told = call(state, (group, is_p2p, number))
         rows.append(
             {
-                **call(state, (group, is_p2p, number)),
+                "call": _named(told),
+                **told,
                 "ranks": rank_text(ranks),
                 "count": len(ranks),
                 "missing": rank_text(lacking) or None,
