@@ -362,14 +362,9 @@ class _Progress:
 
 def main() -> NoReturn:
     """Run the command line; every error becomes one sentence on stderr and an exit code (130 when interrupted)."""
-    import click
-
     try:
         code = app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except click.Abort:
+    except typer.Abort:
         sys.exit(EXIT_INTERRUPTED)
     except TracetoolError as error:
         print(f"tracetool: {error}", file=sys.stderr)
@@ -379,6 +374,9 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()  # wrong usage: typer's own class for it is private
+            sys.exit(error.exit_code)
         if os.environ.get("TRACETOOL_DEBUG"):
             raise
         print(
