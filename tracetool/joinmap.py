@@ -24,12 +24,17 @@ if TYPE_CHECKING:
     import polars as pl
 
     from tracetool.join.clocks import Clocks
+    from tracetool.join.match import Matched
     from tracetool.settings import Settings
     from tracetool.store import Store, StoredRank
     from tracetool.tables import Tables
 
 _SAMPLES_PER_GROUP = 2000
-"""Ends a group contributes to the clocks at most, spread evenly over the trace."""
+"""Collectives a group contributes to the clocks at most, spread evenly over the trace."""
+_SAMPLES_IN_ALL = 2_000_000
+"""Ends of all groups together for the clocks, so that the main process stays small."""
+_FEWEST_SAMPLES = 50
+_ARRIVALS = "-arrivals"
 _WORST_PER_GROUP = 300
 """Instances of a group that come back with their members' waits, the longest waits first."""
 
@@ -43,18 +48,36 @@ class GroupJob(NamedTuple):
     role: str
     ranks: tuple[int, ...]
     members: tuple[StoredRank, ...]
-    crosses_hosts: bool
+    adopted: tuple[tuple[str, ...], ...]
+    """Of each member the operations without a recorded group that are taken for this group's."""
+    bases: tuple[int, ...]
+    """Unix time of clock value 0 of each member, ns."""
+    one_host: bool
+    """All members are on one host, and that is known."""
+    samples: int
+    """Collectives whose ends are wanted for the clocks at most."""
     target: str
 
 
+class Told(NamedTuple):
+    """Something to say about a group; the same said of many groups becomes one sentence."""
+
+    topic: str
+    group: str
+    rows: int
+    of: int
+    where: tuple[int, ...] = ()
+
+
 class GroupReport(NamedTuple):
-    """What comes back of one group: small tables and sentences."""
+    """What comes back of one group: small tables and what is to be said."""
 
     sums: pl.DataFrame
     worst: pl.DataFrame
     samples: pl.DataFrame
+    pairs: pl.DataFrame
     needs_clocks: bool
-    notes: tuple[str, ...]
+    told: tuple[Told, ...]
 
 
 @dataclass(frozen=True)
@@ -62,23 +85,27 @@ class Joined:
     """What the ranks say together: small tables for analyses, and where each rank's facts lie."""
 
     tables: Mapping[str, pl.DataFrame] = field(default_factory=dict)
-    """groups, clocks, collective_sums, collective_worst; empty when nothing could be joined."""
+    """groups, clocks, clock_kinds, clock_checks, collective_sums, collective_worst; empty when nothing was joined."""
     folder: str = ""
     groups_of: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
 def facts_of(folder: str, groups: Sequence[int], rank: int) -> Tables:
-    """Return the facts about one rank: table `waits`, sorted by event. Empty when nothing is known."""
+    """Return the facts about one rank: `waits`, sorted by event, and `clock`, its one row. Empty: nothing is known."""
     import polars as pl  # noqa: PLC0415 - workers only
 
     from tracetool.tables import conform  # noqa: PLC0415 - same
 
-    paths = [Path(folder, f"g{group}", f"{part}.parquet") for group in groups for part in ("waits", "arrivals")]
-    frames = [pl.read_parquet(path).filter(pl.col("rank") == rank) for path in paths if path.exists()]
-    if not frames:
-        return {}
-    return {"waits": conform("waits", pl.concat(frames, how="diagonal")).sort("event")}
+    clock = Path(folder, "clock.parquet")
+    facts: Tables = {}
+    if clock.exists():
+        facts["clock"] = conform("clock", pl.read_parquet(clock).filter(pl.col("rank") == rank))
+    parts = [Path(folder, f"g{group}{part}", f"r{rank}.parquet") for group in groups for part in ("", _ARRIVALS)]
+    frames = [pl.read_parquet(path) for path in parts if path.exists()]
+    if frames:
+        facts["waits"] = conform("waits", pl.concat(frames, how="diagonal")).sort("event")
+    return facts
 
 
 def match_group(job: GroupJob) -> GroupReport:
@@ -86,60 +113,117 @@ def match_group(job: GroupJob) -> GroupReport:
     import polars as pl  # noqa: PLC0415 - workers only
 
     from tracetool.join.match import match  # noqa: PLC0415 - same
-    from tracetool.join.summary import clock_samples, sums, worst  # noqa: PLC0415 - same
+    from tracetool.join.summary import clock_pairs, clock_samples, sums, worst  # noqa: PLC0415 - same
     from tracetool.join.waits import symmetric_waits  # noqa: PLC0415 - same
 
-    columns = ["rank", "event", "op", "seq", "step", "start_ns", "dur_ns", "bytes", "peer", "group", "group_ranks"]
-    rows = pl.concat([_of_group(member.table("comms", columns), job) for member in job.members])
+    rows = pl.concat([_of_group(job, place) for place in range(len(job.members))])
     if len(job.ranks) == 2:  # noqa: PLR2004 - between two ranks the peer needs no record
         other = pl.lit(sum(job.ranks)) - pl.col("rank")
         rows = rows.with_columns(peer=pl.col("peer").fill_null(other).cast(pl.Int32))
-    matched = match(rows.drop("group", "group_ranks"), job.name)
-    waits = symmetric_waits(matched.rows, job.size).with_columns(role=pl.lit(job.role))
-    with store.new_folder(Path(job.target)) as folder:
-        store.write_tables(folder, {"waits": waits, "matched": matched.rows})
-    lonely = matched.rows["instance"].null_count() if job.size != 1 else 0
-    notes = list(matched.notes)
-    if lonely and len(job.members) > 1:
-        notes.append(f"group {job.name}: {lonely} of {matched.rows.height} communications have no counterpart")
+    matched = match(rows)
+    everyone = len(job.members) == job.size
+    waits = symmetric_waits(matched.rows, job.size, pipeline=job.role == "pp" and everyone)
+    _write_by_rank(Path(job.target), waits, job.role, {"matched": matched.rows})
     return GroupReport(
         sums=sums(matched.rows, waits, job.group_id),
         worst=worst(matched.rows, waits, job.group_id, _WORST_PER_GROUP),
-        samples=clock_samples(matched.rows, job.group_id, _SAMPLES_PER_GROUP if job.crosses_hosts else 0),
+        samples=clock_samples(matched.rows, job.group_id, job.samples),
+        pairs=clock_pairs(matched.rows, {m.rank: base for m, base in zip(job.members, job.bases, strict=True)}),
         needs_clocks=matched.rows.height > waits.height,
-        notes=tuple(notes),
+        told=_told(job, matched),
     )
 
 
-def _of_group(comms: pl.DataFrame, job: GroupJob) -> pl.DataFrame:
-    """Return the rows that went over this group: by name, and by ranks where the row tells them."""
+def _write_by_rank(target: Path, waits: pl.DataFrame, role: str, more: Tables) -> None:
+    """Write the waits of each rank into a file of its own, so that a rank's facts are read without the others'."""
     import polars as pl  # noqa: PLC0415 - workers only
 
-    named = comms.filter(pl.col("group").cast(pl.String) == job.name)
-    if not job.ranks:
-        return named
-    mine = pl.lit(sorted(job.ranks), dtype=pl.List(pl.Int32))
-    return named.filter(pl.col("group_ranks").is_null() | (pl.col("group_ranks").list.sort() == mine))
+    with store.new_folder(target) as folder:
+        store.write_tables(folder, more)
+        with_role = waits.with_columns(role=pl.lit(role))
+        for (rank,), mine in with_role.partition_by("rank", as_dict=True, maintain_order=True).items():
+            mine.write_parquet(folder / f"r{rank}.parquet", compression="lz4", statistics=False)
+
+
+def _told(job: GroupJob, matched: Matched) -> tuple[Told, ...]:
+    """Return what was not matched and why, most telling reason only."""
+    import polars as pl  # noqa: PLC0415 - workers only
+
+    from tracetool.join.match import P2P_OPS  # noqa: PLC0415 - same
+
+    rows = matched.rows
+    if len(job.members) < 2:  # noqa: PLR2004 - nobody to match with
+        return ()
+    lonely = rows.filter(pl.col("instance").is_null())
+    peerless = lonely.filter(pl.col("op").is_in(P2P_OPS) & pl.col("peer").is_null())
+    outside = lonely.filter(pl.col("step").is_null() & ~pl.col("op").is_in(P2P_OPS))
+    found = [
+        Told(f"disagree {why}", job.name, lonely.height - peerless.height - outside.height, rows.height, where)
+        for why, where in matched.refused.items()
+    ]
+    if peerless.height:
+        found.append(Told("peerless", job.name, peerless.height, rows.height))
+    if outside.height:
+        found.append(Told("outside", job.name, outside.height, rows.height))
+    rest = lonely.height - peerless.height - outside.height
+    if rest and not matched.refused:
+        found.append(Told("unpaired", job.name, rest, rows.height))
+    short = rows.filter(pl.col("instance").is_not_null() & (pl.col("present") < len(job.members)))
+    short = short.filter(~pl.col("op").is_in(P2P_OPS))
+    if short.height:
+        found.append(Told("windows", job.name, short.height, rows.height))
+    return tuple(found)
+
+
+def _of_group(job: GroupJob, place: int) -> pl.DataFrame:
+    """Return one member's rows that went over this group: by name and by ranks where the row tells them.
+
+    Rows without a group that are taken for this one's keep their kernel's name, to be compared; the others' is null.
+    """
+    import polars as pl  # noqa: PLC0415 - workers only
+
+    group = pl.col("group").cast(pl.String)
+    named = group == job.name
+    if job.ranks:
+        mine = pl.lit(sorted(job.ranks), dtype=pl.List(pl.Int32))
+        named = named & (pl.col("group_ranks").is_null() | (pl.col("group_ranks").list.sort() == mine))
+    bare = group.is_null() & pl.col("op").cast(pl.String).is_in(job.adopted[place])
+    common = (pl.col("start_ns") + job.bases[place]) if job.one_host else pl.lit(None, pl.Int64)
+    found = (
+        job.members[place]
+        .scan("comms")
+        .filter(named.fill_null(False) | bare)
+        .select(
+            *("rank", "event", "op", "seq", "step", "start_ns", "dur_ns", "bytes", "peer"),
+            name=pl.when(bare).then(pl.col("name").cast(pl.String)),
+            common_ns=common,
+        )
+    )
+    return found.with_columns(pl.col("op").cast(pl.String)).collect()
 
 
 def arrive_group(job: GroupJob, clocks: Clocks) -> GroupReport:
     """Write the waits of one group's operations that need a common clock. Runs in a worker."""
     import polars as pl  # noqa: PLC0415 - workers only
 
+    from tracetool.join.bounds import PAIR_SCHEMA  # noqa: PLC0415 - same
+    from tracetool.join.clocks import SAMPLE_SCHEMA  # noqa: PLC0415 - same
     from tracetool.join.summary import sums, worst  # noqa: PLC0415 - same
     from tracetool.join.waits import arrival_waits  # noqa: PLC0415 - same
 
     matched = pl.read_parquet(Path(job.target, "matched.parquet"))
-    waits = arrival_waits(matched, clocks, job.size).with_columns(role=pl.lit(job.role))
+    waits = arrival_waits(matched, clocks, job.size)
     if waits.height:
-        waits.write_parquet(Path(job.target, "arrivals.parquet"))
+        _write_by_rank(Path(job.target + _ARRIVALS), waits, job.role, {})
     rows = matched.join(waits.select("rank", "event"), on=["rank", "event"], how="semi", maintain_order="left")
+    unknown = waits.filter(pl.col("basis") == "unknown").height
     return GroupReport(
         sums=sums(rows, waits, job.group_id),
         worst=worst(rows, waits, job.group_id, _WORST_PER_GROUP),
-        samples=matched.clear(),
+        samples=pl.DataFrame(schema=SAMPLE_SCHEMA),
+        pairs=pl.DataFrame(schema=PAIR_SCHEMA),
         needs_clocks=False,
-        notes=(),
+        told=(Told("clocks", job.name, unknown, matched.height),) if unknown else (),
     )
 
 
@@ -161,34 +245,32 @@ def join(
     import polars as pl  # noqa: PLC0415 - keeps `--help` fast
 
     from tracetool.join.clocks import solve  # noqa: PLC0415 - same
-    from tracetool.join.groups import unify  # noqa: PLC0415 - same
+    from tracetool.join.groups import adopt, unify  # noqa: PLC0415 - same
 
     if not seen.height:
         return Joined()
     listed = pl.concat([rank.table("process_groups") for rank in ranks])
-    groups = unify(seen, listed)
+    adopted = adopt(seen, listed)
+    groups = unify(adopted.seen, listed)
     hosts, host_notes = hosts_of(identities, settings)
-    host = dict(hosts.select("rank", "host").iter_rows())
-    by_number = {rank.rank: rank for rank in ranks}
     key = _join_key(ranks, settings)
     folder = store.entry_path(opened.root, key)
     folder.mkdir(parents=True, exist_ok=True)
     opened.hold(key)
-    jobs = [
-        GroupJob(
-            group_id=row["group_id"],
-            name=row["group"],
-            size=row["size"],
-            role=row["role"],
-            ranks=tuple(row["ranks"]),
-            members=tuple(by_number[rank] for rank in row["members"]),
-            crosses_hosts=len({host[rank] for rank in row["members"]}) > 1,
-            target=str(folder / f"g{row['group_id']}"),
-        )
-        for row in groups.iter_rows(named=True)
-    ]
-    reports = in_order([pool.submit(match_group, job) for job in jobs], lambda _: progress("joining", 0, len(jobs)))
-    clocks = solve(pl.concat([report.samples for report in reports]), hosts)
+    jobs = _jobs(ranks, groups, hosts, adopted.given, folder)
+    done = 0
+
+    def matched(_: int) -> None:
+        nonlocal done
+        done += 1
+        progress("joining", done, len(jobs))
+
+    reports = in_order([pool.submit(match_group, job) for job in jobs], matched)
+    samples = pl.concat([report.samples for report in reports]) if reports else None
+    if samples is None:
+        return Joined(tables={"groups": groups}, notes=adopted.notes)
+    clocks = solve(samples, hosts.drop("assumed"), pl.concat([report.pairs for report in reports]))
+    clocks.ranks.write_parquet(folder / "clock.parquet")
     later = [job for job, report in zip(jobs, reports, strict=True) if report.needs_clocks]
     reports += in_order([pool.submit(arrive_group, job, clocks) for job in later], lambda _: None)
     store.write_manifest(folder, [])
@@ -199,13 +281,101 @@ def join(
         tables={
             "groups": groups,
             "clocks": clocks.ranks,
+            "clock_kinds": clocks.kinds,
+            "clock_checks": pl.DataFrame(
+                {
+                    "checked": [clocks.checked],
+                    "violated_before": [clocks.violated_before],
+                    "violated_after": [clocks.violated_after],
+                }
+            ),
             "collective_sums": pl.concat([report.sums for report in reports]).sort(pl.all()),
-            "collective_worst": pl.concat([report.worst for report in reports]),
+            "collective_worst": pl.concat([report.worst for report in reports]).sort(
+                "wait_ns", "group_id", "instance", descending=[True, False, False]
+            ),
         },
         folder=str(folder),
         groups_of=groups_of,
-        notes=(*host_notes, *clocks.notes, *(note for report in reports for note in report.notes)),
+        notes=(
+            *adopted.notes,
+            *(host_notes if len(jobs) else ()),
+            *clocks.notes,
+            *sentences([told for report in reports for told in report.told]),
+        ),
     )
+
+
+def _jobs(
+    ranks: Sequence[StoredRank],
+    groups: pl.DataFrame,
+    hosts: pl.DataFrame,
+    given: Mapping[str, Mapping[int, tuple[str, ...]]],
+    folder: Path,
+) -> list[GroupJob]:
+    by_number = {rank.rank: rank for rank in ranks}
+    host = {rank: (name, assumed) for rank, name, assumed in hosts.select("rank", "host", "assumed").iter_rows()}
+    base = {rank: unix or 0 for rank, unix in hosts.select("rank", "base_unix_ns").iter_rows()}
+    crossing = sum(len(row) for row in groups["members"] if len({host[rank][0] for rank in row}) > 1)
+    wanted = min(_SAMPLES_PER_GROUP, max(_FEWEST_SAMPLES, _SAMPLES_IN_ALL // max(1, crossing)))
+    jobs = []
+    for row in groups.iter_rows(named=True):
+        members = row["members"]
+        crosses = len({host[rank][0] for rank in members}) > 1
+        jobs.append(
+            GroupJob(
+                group_id=row["group_id"],
+                name=row["group"],
+                size=row["size"],
+                role=row["role"],
+                ranks=tuple(row["ranks"]),
+                members=tuple(by_number[rank] for rank in members),
+                adopted=tuple(given.get(row["group"], {}).get(rank, ()) for rank in members),
+                bases=tuple(base[rank] for rank in members),
+                one_host=not crosses and not any(host[rank][1] for rank in members),
+                samples=wanted if crosses else 0,
+                target=str(folder / f"g{row['group_id']}"),
+            )
+        )
+    return jobs
+
+
+_SENTENCES = {
+    "disagree steps": "{where}: its ranks disagree on operations, sizes, counts or times; {count} of {of} "
+    "communications are not matched",
+    "disagree sequence numbers": "sequence numbers {where}: its ranks disagree on operations or sizes; {count} of {of} "
+    "communications are not matched",
+    "peerless": "{count} of {of} communications are sends and receives whose peers nobody recorded; not paired",
+    "outside": "{count} of {of} communications belong to no step; without sequence numbers they are not matched",
+    "unpaired": "{count} of {of} communications have no counterpart",
+    "windows": "{count} of {of} communications are missing on some of its ranks, whose traces cover other steps or "
+    "were cut; waiting is a lower bound there",
+    "clocks": "{count} of {of} communications link hosts whose clocks nothing connects; how long they waited is not "
+    "known",
+}
+
+
+def sentences(told: Sequence[Told]) -> list[str]:
+    """Put what is to be said of groups into one sentence a topic, the groups counted."""
+    found = []
+    for topic, text in _SENTENCES.items():
+        mine = [one for one in told if one.topic == topic]
+        if not mine:
+            continue
+        names = list(dict.fromkeys(one.group for one in mine))
+        which = f"group {names[0]}" if len(names) == 1 else f"{len(names)} groups ({', '.join(names[:5])}"
+        if len(names) > 1:
+            which += ", …)" if len(names) > 5 else ")"  # noqa: PLR2004 - five are shown
+        parts = sorted({part for one in mine for part in one.where})
+        where = ", ".join(map(str, parts[:5])) + (", …" if len(parts) > 5 else "")  # noqa: PLR2004 - same
+        if topic == "disagree steps":
+            where = "the whole window" if parts == [-1] else f"steps {where}"
+        count, of = sum(one.rows for one in mine), sum(one.of for one in mine)
+        found.append(
+            f"{which}, {text.format(where=where, count=count, of=of)}"
+            if "{where}" in text
+            else f"{which}: {text.format(count=count, of=of)}"
+        )
+    return found
 
 
 def _join_key(ranks: Sequence[StoredRank], settings: Settings) -> str:
@@ -214,31 +384,32 @@ def _join_key(ranks: Sequence[StoredRank], settings: Settings) -> str:
 
 
 def hosts_of(identities: pl.DataFrame, settings: Settings) -> tuple[pl.DataFrame, list[str]]:
-    """Return (rank, host, base_unix_ns) of every rank, and how the hosts were found, as notes.
+    """Return (rank, host, base_unix_ns, assumed) of every rank, and how the hosts were found, as notes.
 
     The user's file wins, then recorded names, then `--gpus-per-node`; else every rank is taken for a host of its own.
     """
     import polars as pl  # noqa: PLC0415 - keeps `--help` fast
 
     given = _hosts_file(settings.hosts) if settings.hosts else {}
-    names, assumed = [], 0
+    names: list[str] = []
+    guessed: list[bool] = []
     for rank, recorded in identities.select("rank", "host").iter_rows():
-        if rank in given:
-            names.append(given[rank])
-        elif recorded:
-            names.append(recorded)
-        elif settings.gpus_per_node:
-            names.append(f"node-{rank // settings.gpus_per_node}")
-        else:
-            names.append(f"rank-{rank}")
-            assumed += 1
+        known = given.get(rank) or recorded
+        if not known and settings.gpus_per_node:
+            known = f"node-{rank // settings.gpus_per_node}"
+        names.append(known or f"rank-{rank}")
+        guessed.append(not known)
+    assumed = sum(guessed)
     notes = []
     if assumed and len(names) > 1:
         notes.append(
             f"the traces of {assumed} ranks do not name their host: each is taken for a host with a clock of its own; "
             "--gpus-per-node or --hosts tells which share one"
         )
-    return identities.select("rank", "base_unix_ns").with_columns(host=pl.Series(names, dtype=pl.String)), notes
+    hosts = identities.select("rank", "base_unix_ns").with_columns(
+        host=pl.Series(names, dtype=pl.String), assumed=pl.Series(guessed, dtype=pl.Boolean)
+    )
+    return hosts, notes
 
 
 def _hosts_file(path: str) -> dict[int, str]:

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class GroupUse(msgspec.Struct, frozen=True):
-    """How often a rank did one operation over one communicator in one phase."""
+    """How often a rank did one operation over one communicator in one phase; group None: none was recorded."""
 
-    group: str
+    group: str | None
     desc: str | None
     ranks: list[int] | None
     size: int | None
@@ -234,7 +234,6 @@ def _group_uses(derived: Tables) -> list[GroupUse]:
     counted = (
         comms.select("event", *text, "group_ranks", "group_size")
         .join(derived["gpu"].select("event", pl.col("phase").cast(pl.String)), on="event", how="left")
-        .filter(pl.col("group").is_not_null())
         .group_by(keys)
         .agg(count=pl.len())
         .sort("group", "op", "phase", pl.col("group_ranks").list.len(), "group_desc", "count")

@@ -478,6 +478,22 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             ),
         },
     ),
+    "clock": Schema(
+        "One row: the clock of this rank. Aligned time = t + base_unix_ns + offset_ns + "
+        "round(drift_ppm * 1e-6 * (t - t0_ns)).",
+        {
+            "rank": _RANK,
+            "host": Column(pl.String, "Host whose clock it is."),
+            "offset_ns": Column(pl.Int64, "What has to be added to its clock, ns."),
+            "drift_ppm": Column(pl.Float64, "What has to be added per time since t0_ns, parts per million."),
+            "t0_ns": Column(pl.Int64, "Origin of the drift in the rank's own clock, ns."),
+            "base_unix_ns": Column(pl.Int64, "Unix time of clock value 0, ns; 0 where the trace does not say."),
+            "component": Column(pl.Int32, "Ranks of one component can be compared in time, others cannot."),
+            "residual_p95_ns": Column(
+                pl.Int64, "How well its ends of collectives agree with the others', 95th percentile, ns.", nullable=True
+            ),
+        },
+    ),
     "bubbles": Schema(
         "Stretches between two pipeline slots in which the next slot's input had not been sent.",
         {

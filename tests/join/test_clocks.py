@@ -36,7 +36,8 @@ def _simulated(span_ns: int, *, outliers: float, seed: int) -> tuple[pl.DataFram
             noise = rng.exponential(3000) + (rng.exponential(300_000) if rng.random() < outliers else 0)
             ahead = offset[host] + drift[host] * end + noise
             rank = host * PER_HOST + number % PER_HOST
-            rows.append((rank, number, "all_reduce", HOSTS, round(end + ahead) - host * 10**9))
+            shown = round(end + ahead) - host * 10**9
+            rows.append((rank, number, "all_reduce", HOSTS, shown - 50_000, shown))
     return pl.DataFrame(rows, schema=SAMPLE_SCHEMA, orient="row"), offset, drift
 
 

@@ -16,7 +16,7 @@ SCHEMA = {
 
 def _rows(*rows: tuple[int, str, int, int, int | None]) -> pl.DataFrame:
     full = [(rank, 0, op, None, 1, start, dur, 8, peer) for rank, op, start, dur, peer in rows]
-    return match(pl.DataFrame(full, schema=SCHEMA, orient="row"), "g").rows
+    return match(pl.DataFrame(full, schema=SCHEMA, orient="row")).rows
 
 
 def _hosts(*bases: int, one_host: bool = True) -> pl.DataFrame:

@@ -2,27 +2,31 @@
 
 Members of a collective leave it together, so ends align clocks while starts measure lateness. Each end that crosses
 hosts is observed as z = E + a_h + b_h·x + noise: E the collective's true end, a the offset and b the drift of host h,
-x the time since its first use. E is eliminated by the weighted mean of its members (Schur complement), the 2H × 2H
-normal equations are solved directly, and outliers are weighed down by Huber's rule with a scale for each (operation,
-group size): w = 1 / max(1, |r| / 2s), s = 1.4826 · median |r|. Ranks of one host share one clock. Hosts that no
-collective connects are never compared.
+x the time since its first use. E is eliminated by the weighted mean of its members (Schur complement), the normal
+equations of all hosts are solved directly, and outliers are weighed down by Huber's rule with a scale for each
+(operation, group size): w = 1 / max(1, |r| / 2s), s = 1.4826 · median |r|. Ranks of one host share one clock. Hosts
+that no collective connects are joined through what sends and receives prove (join/bounds), or never compared.
 
 aligned = t + base_unix_ns + offset_ns + round(drift_ppm·1e-6·(t − t0_ns)); the lowest rank's host of each component is
-the reference, with offset and drift 0.
+the reference, with offset and drift 0. A constant lateness of one host's ends looks exactly like an offset.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from tracetool.join.bounds import PAIR_SCHEMA, Joined, bounds
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+__all__ = ["PAIR_SCHEMA", "RANKS_SCHEMA", "SAMPLE_SCHEMA", "Clocks", "solve"]
 
 _ROUNDS: Final = 9
 _CONVERGED_NS: Final = 50.0
@@ -34,15 +38,18 @@ _NEXT_TO_NOTHING: Final = 1e-9
 """Weight of what is not to count: not 0, so that every instance keeps a mean."""
 _REFUSE_FACTOR: Final = 1000.0
 """An operation whose ends scatter this much more than the best one's is wrongly grouped, and not used."""
+_GROUP_BITS: Final = 40
+"""The group's number stands above these bits of an instance."""
 
 SAMPLE_SCHEMA: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "rank": pl.Int32,
     "instance": pl.Int64,
     "op": pl.String,
     "size": pl.Int32,
+    "start_ns": pl.Int64,
     "end_ns": pl.Int64,
 }
-"""Ends of symmetric collectives, in the ranks' own clocks; `instance` unique over all groups."""
+"""Starts and ends of symmetric collectives, in the ranks' own clocks; `instance` unique over all groups."""
 
 RANKS_SCHEMA: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "rank": pl.Int32,
@@ -53,9 +60,14 @@ RANKS_SCHEMA: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "residual_p50_ns": pl.Int64,
     "residual_p95_ns": pl.Int64,
     "samples": pl.Int64,
+    "error_ns": pl.Int64,
+    "half_width_ns": pl.Int64,
     "component": pl.Int32,
+    "basis": pl.String,
     "base_unix_ns": pl.Int64,
 }
+"""One row a rank. error_ns: standard error of the offset by the fit; half_width_ns: where only sends and receives
+join it, how far off it may be; basis: reference, collectives, offset (collectives, drift not told), p2p or alone."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +75,16 @@ class Clocks:
     """The clock of every rank, and what had to be said while finding it."""
 
     ranks: pl.DataFrame
-    """RANKS_SCHEMA, sorted by rank; component −1 never occurs: a host nothing connects is a component of its own."""
+    """RANKS_SCHEMA, sorted by rank; a host nothing connects is a component of its own."""
     notes: tuple[str, ...]
+    checked: int = 0
+    """Collectives and pairs across hosts whose causality was checked."""
+    violated_before: int = 0
+    """How many ended before a member had started, or were received before sent, by the files' own clocks."""
+    violated_after: int = 0
+    """The same on aligned clocks."""
+    kinds: pl.DataFrame = field(default_factory=pl.DataFrame)
+    """One row an (op, size) whose ends were looked at: scale_ns of its residuals, ends, and whether it was used."""
 
     def align(self, rows: pl.DataFrame, column: str) -> pl.DataFrame:
         """Return `rows` (with a column rank) plus `aligned_ns` of `column`, `component` and the clock's columns."""
@@ -82,10 +102,11 @@ class Clocks:
         return since - (since * (drift / (1 + drift))).round().cast(pl.Int64) + pl.col("t0_ns")
 
 
-def solve(samples: pl.DataFrame, hosts: pl.DataFrame) -> Clocks:
+def solve(samples: pl.DataFrame, hosts: pl.DataFrame, pairs: pl.DataFrame | None = None) -> Clocks:
     """Return the clocks that explain the ends best.
 
-    `samples` is SAMPLE_SCHEMA; `hosts` has rank, host, base_unix_ns (null counts as 0) for every rank, sorted by rank.
+    `samples` is SAMPLE_SCHEMA; `pairs` is PAIR_SCHEMA; `hosts` has rank, host, base_unix_ns (null counts as 0) for
+    every rank, sorted by rank.
     """
     known = hosts.with_columns(base_unix_ns=pl.col("base_unix_ns").fill_null(0))
     names = known["host"].unique(maintain_order=True).to_list()
@@ -96,30 +117,141 @@ def solve(samples: pl.DataFrame, hosts: pl.DataFrame) -> Clocks:
     )
     placed = samples.join(host_of, on="rank", how="inner").filter(pl.col("h").n_unique().over("instance") > 1)
     placed = placed.sort("instance", "rank")
-    fits, notes = _fit(placed, len(names))
+    fits, kinds, notes = _fit(placed, len(names))
+    messages = _across(pl.DataFrame(schema=PAIR_SCHEMA) if pairs is None else pairs, host_of)
+    by_collectives = _table(known, number, fits)
+    moves, said = bounds(_sent_and_received(by_collectives, messages), max(fit.component for fit in fits) + 1)
+    fits = [_moved(fit, moves[fit.component]) for fit in fits]
+    by_all = _table(known, number, _renumbered(fits))
+    return Clocks(
+        by_all.ranks,
+        (*notes, *said),
+        checked=placed["instance"].n_unique() + messages.height,
+        violated_before=_violated(Clocks(_still(by_all.ranks), ()), placed, messages),
+        violated_after=_violated(by_all, placed, messages),
+        kinds=kinds,
+    )
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The clock of one host as a row of RANKS_SCHEMA; origin_ns is the Unix time of t0, None where there is none."""
+
+    component: int
+    offset_ns: int = 0
+    drift_ppm: float = 0.0
+    origin_ns: int | None = None
+    residual_p50_ns: int | None = None
+    residual_p95_ns: int | None = None
+    samples: int = 0
+    error_ns: int | None = None
+    half_width_ns: int = 0
+    basis: str = "alone"
+
+
+def _moved(fit: _Fit, move: Joined) -> _Fit:
+    if move.component == fit.component:
+        return fit
+    return replace(
+        fit,
+        component=move.component,
+        offset_ns=fit.offset_ns + move.shift_ns,
+        half_width_ns=move.half_width_ns,
+        basis="p2p",
+    )
+
+
+def _renumbered(fits: list[_Fit]) -> list[_Fit]:
+    """Return the fits with components numbered by their lowest host, which is the reference of those with more."""
+    order = {component: place for place, component in enumerate(dict.fromkeys(fit.component for fit in fits))}
+    shared = {component for component in order if sum(fit.component == component for fit in fits) > 1}
+    seen: set[int] = set()
+    answer = []
+    for fit in fits:
+        first = fit.component in shared and fit.component not in seen
+        seen.add(fit.component)
+        answer.append(replace(fit, component=order[fit.component], basis="reference" if first else fit.basis))
+    return answer
+
+
+def _table(known: pl.DataFrame, number: dict[str, int], fits: list[_Fit]) -> Clocks:
     rows = []
     for rank, name, base in known.select("rank", "host", "base_unix_ns").iter_rows():
         fit = fits[number[name]]
-        # t0 is absolute in the fit and belongs to the rank's own clock in the table
-        rows.append({"rank": rank, "host": name, "base_unix_ns": base, **fit, "t0_ns": fit["t0_ns"] - base})
-    return Clocks(pl.DataFrame(rows, schema=RANKS_SCHEMA), tuple(notes))
+        own = {key: value for key, value in asdict(fit).items() if key != "origin_ns"}
+        # the origin is absolute in the fit and belongs to the rank's own clock in the table
+        t0 = 0 if fit.origin_ns is None else fit.origin_ns - base
+        rows.append({"rank": rank, "host": name, "base_unix_ns": base, "t0_ns": t0, **own})
+    return Clocks(pl.DataFrame(rows, schema=RANKS_SCHEMA), ())
+
+
+def _still(ranks: pl.DataFrame) -> pl.DataFrame:
+    """Return the clocks as the files have them: nothing corrected."""
+    return ranks.with_columns(offset_ns=pl.lit(0, pl.Int64), drift_ppm=pl.lit(0.0))
+
+
+def _across(pairs: pl.DataFrame, host_of: pl.DataFrame) -> pl.DataFrame:
+    """Return the pairs whose two ranks are on different hosts, their times in the ranks' own clocks."""
+    sources = host_of.select(source="rank", source_host="h", source_base="base")
+    targets = host_of.select(target="rank", target_host="h", target_base="base")
+    return (
+        pairs.join(sources, on="source", how="inner", maintain_order="left")
+        .join(targets, on="target", how="inner", maintain_order="left")
+        .filter(pl.col("source_host") != pl.col("target_host"))
+        .select(
+            "source",
+            "target",
+            sent_ns=pl.col("send_start_unix_ns") - pl.col("source_base"),
+            received_ns=pl.col("recv_end_unix_ns") - pl.col("target_base"),
+        )
+    )
+
+
+def _sent_and_received(clocks: Clocks, messages: pl.DataFrame) -> pl.DataFrame:
+    """Return sent_ns and received_ns of each message aligned, with the component of both sides."""
+    sent = clocks.align(messages.select("sent_ns", rank="source"), "sent_ns")
+    received = clocks.align(messages.select("received_ns", rank="target"), "received_ns")
+    return pl.DataFrame(
+        {
+            "source_component": sent["component"],
+            "target_component": received["component"],
+            "sent_ns": sent["aligned_ns"],
+            "received_ns": received["aligned_ns"],
+        }
+    )
+
+
+def _violated(clocks: Clocks, placed: pl.DataFrame, messages: pl.DataFrame) -> int:
+    """Count collectives that a member left before another had come, and receives that ended before the send began."""
+    started = clocks.align(placed, "start_ns")
+    ended = clocks.align(placed, "end_ns")
+    ends = pl.DataFrame({"instance": placed["instance"], "start": started["aligned_ns"], "end": ended["aligned_ns"]})
+    left_early = ends.group_by("instance").agg(broken=pl.col("end").min() < pl.col("start").max())
+    both = _sent_and_received(clocks, messages)
+    early = both.filter(
+        (pl.col("source_component") == pl.col("target_component")) & (pl.col("received_ns") < pl.col("sent_ns"))
+    )
+    return int(left_early["broken"].sum()) + early.height
 
 
 @dataclass(frozen=True)
 class _Ends:
-    """The observed ends as columns: time since the first, host, instance and kind of each; all of one length."""
+    """The observed ends as columns: time since the first, host, instance, group and kind; all of one length."""
 
     z_ns: Floats
     host: Ints
     instance: Ints
+    """Numbered from 0 in order, ascending."""
+    group: Ints
     kind: Ints
     hosts: int
-    with_drift: bool
+    drifting: npt.NDArray[np.bool_]
+    """Hosts whose drift can be told; nobody's when the span is short."""
 
     @property
     def unknowns(self) -> int:
         """Offsets, then drifts."""
-        return 2 * self.hosts if self.with_drift else self.hosts
+        return 2 * self.hosts
 
     @property
     def scale_ns(self) -> float:
@@ -130,108 +262,153 @@ class _Ends:
         """Return the design matrix by its non-zero columns: (unknown, factor) of each end."""
         x = self.z_ns / self.scale_ns
         offset = (self.host, np.ones_like(x))
-        return [offset, (self.host + self.hosts, x)] if self.with_drift else [offset]
+        return [offset, (self.host + self.hosts, x)] if self.drifting.any() else [offset]
 
 
-def _fit(placed: pl.DataFrame, hosts: int) -> tuple[list[dict[str, int | float]], list[str]]:
-    """Return offset, drift, t0, residuals, samples and component of each host."""
+def _fit(placed: pl.DataFrame, hosts: int) -> tuple[list[_Fit], pl.DataFrame, list[str]]:
+    """Return the clock of each host by collectives alone, the kinds of ends looked at, and sentences."""
     h = placed["h"].to_numpy()
     component = _components(h, placed["instance"].to_numpy(), hosts)
-    still = {"offset_ns": 0, "drift_ppm": 0.0, "t0_ns": 0, "residual_p50_ns": 0, "residual_p95_ns": 0, "samples": 0}
-    fits: list[dict[str, int | float]] = [{**still, "component": int(component[index])} for index in range(hosts)]
+    fits = [_Fit(int(component[index])) for index in range(hosts)]
+    kinds, kind_table = _kinds(placed)
     if not placed.height:
-        return fits, []
+        return fits, kind_table.with_columns(scale_ns=pl.lit(None, pl.Int64), used=pl.lit(True)), []
     absolute = (placed["end_ns"] + placed["base"]).to_numpy()
     origin = int(absolute.min())
     z = (absolute - origin).astype(np.float64)
-    kinds, kind_names = _kinds(placed)
     span = float(z.max())
-    fewest = min(np.count_nonzero(z < span / 3), np.count_nonzero(z > span * 2 / 3))
+    early = np.bincount(h[z < span / 3], minlength=hosts)
+    late = np.bincount(h[z > span * 2 / 3], minlength=hosts)
+    long_enough = span >= _DRIFT_SPAN_NS
     ends = _Ends(
         z_ns=z,
         host=h,
-        instance=np.unique(placed["instance"].to_numpy(), return_inverse=True)[1],
+        instance=np.unique(placed["instance"].to_numpy(), return_inverse=True)[1].astype(np.int64),
+        group=placed["instance"].to_numpy() >> _GROUP_BITS,
         kind=kinds,
         hosts=hosts,
-        with_drift=bool(span >= _DRIFT_SPAN_NS and fewest >= _DRIFT_EVENTS),
+        drifting=(np.minimum(early, late) >= _DRIFT_EVENTS) & long_enough,
     )
-    offset, drift, residual, refused = _robust(ends, component)
-    for index, fit in enumerate(fits):
-        mine = np.abs(residual[h == index])
+    solution = _robust(ends, component)
+    for index in range(hosts):
+        mine = np.abs(solution.residual[h == index])
         if mine.size:
+            drift = bool(ends.drifting[index])
             # z = E + a + b·z: a clock that is ahead by a must be set back by a
-            fit |= {
-                "offset_ns": -round(float(offset[index])),
-                "drift_ppm": -float(drift[index]) * 1e6,
-                "t0_ns": origin,
-                "residual_p50_ns": round(float(np.median(mine))),
-                "residual_p95_ns": round(float(np.quantile(mine, 0.95))),
-                "samples": int(mine.size),
-            }
-    notes = [f"{kind_names[kind]}: its ends scatter too much to align clocks; not used" for kind in refused]
-    if not ends.with_drift:
+            fits[index] = replace(
+                fits[index],
+                offset_ns=-round(float(solution.offset[index])),
+                drift_ppm=0.0 - float(solution.drift[index]) * 1e6,
+                origin_ns=origin,
+                residual_p50_ns=round(float(np.median(mine))),
+                residual_p95_ns=round(float(np.quantile(mine, 0.95))),
+                samples=int(mine.size),
+                error_ns=round(float(solution.error_ns[index])),
+                basis="collectives" if drift else "offset",
+            )
+    refused = set(solution.refused)
+    told = kind_table.with_columns(
+        scale_ns=pl.Series(np.round(solution.scales), dtype=pl.Int64),
+        used=pl.Series([kind not in refused for kind in range(kind_table.height)]),
+    )
+    notes = [
+        f"{op} of {size} ranks: its ends scatter too much to align clocks (a wrong group?); not used"
+        for op, size in told.filter(~pl.col("used")).select("op", "size").iter_rows()
+    ]
+    if not long_enough:
         notes.append("the traces span too little time to tell drift from offset: offsets only")
-    return fits, notes
+    elif not ends.drifting.all():
+        few = int(np.count_nonzero(~ends.drifting & (np.bincount(h, minlength=hosts) > 0)))
+        notes += [f"{few} hosts took part in too few collectives to tell their drift: offsets only"] if few else []
+    return fits, told, notes
 
 
-def _kinds(placed: pl.DataFrame) -> tuple[Ints, list[str]]:
-    keys = placed.select("op", "size").unique().sort("op", "size").with_row_index("kind")
-    kinds = placed.join(keys, on=["op", "size"], how="left", maintain_order="left", nulls_equal=True)["kind"]
-    names = [f"{op} of {size} ranks" for op, size in keys.select("op", "size").iter_rows()]
-    return kinds.to_numpy().astype(np.int64), names
+def _kinds(placed: pl.DataFrame) -> tuple[Ints, pl.DataFrame]:
+    keys = placed.group_by("op", "size").agg(ends=pl.len().cast(pl.Int64)).sort("op", "size")
+    numbered = keys.with_row_index("kind")
+    kinds = placed.join(numbered, on=["op", "size"], how="left", maintain_order="left", nulls_equal=True)["kind"]
+    return kinds.to_numpy().astype(np.int64), keys
 
 
 def _components(h: Ints, instance: Ints, hosts: int) -> Ints:
     """Return the component of each host: hosts joined by a collective share one, numbered by their lowest host."""
-    parent = np.arange(hosts)
     order = np.argsort(instance, kind="stable")
     same = instance[order][1:] == instance[order][:-1]
     links = np.unique(np.sort(np.stack([h[order][1:][same], h[order][:-1][same]], axis=1), axis=1), axis=0)
-    for _ in range(hosts):
+    parent = np.arange(hosts)
+    while True:
         low = parent.copy()
-        for a, b in links:  # one row a pair of hosts that ever met
-            low[a] = low[b] = min(low[a], low[b])
+        np.minimum.at(low, links[:, 0], parent[links[:, 1]])
+        np.minimum.at(low, links[:, 1], parent[links[:, 0]])
+        low = low[low]
         if np.array_equal(low, parent):
-            break
+            return np.unique(parent, return_inverse=True)[1].astype(np.int64)
         parent = low
-    return np.unique(parent, return_inverse=True)[1].astype(np.int64)
 
 
-def _robust(ends: _Ends, component: Ints) -> tuple[Floats, Floats, Floats, list[int]]:
-    """Huber's iteratively reweighted least squares; returns offset, drift, residuals and the kinds left out."""
+@dataclass(frozen=True)
+class _Solution:
+    """Offsets and drifts of the hosts (ns, and ns a ns), standard errors of the offsets, residuals, kinds' scales."""
+
+    offset: Floats
+    drift: Floats
+    error_ns: Floats
+    residual: Floats
+    scales: Floats
+    refused: tuple[int, ...]
+
+
+def _robust(ends: _Ends, component: Ints) -> _Solution:
+    """Huber's iteratively reweighted least squares."""
     hosts = ends.hosts
     reference = np.array([np.flatnonzero(component == part)[0] for part in range(component.max() + 1)])
-    fixed = np.concatenate([reference, reference + hosts]) if ends.with_drift else reference
-    free = np.setdiff1d(np.arange(ends.unknowns), fixed)
-    scales = np.array(
-        [
-            _scales(ends, _fitted(ends, free, np.where(ends.kind == kind, 1.0, _NEXT_TO_NOTHING))[1])[kind]
-            for kind in range(ends.kind.max() + 1)
-        ]
-    )
-    refused = [int(kind) for kind in np.flatnonzero(scales > _REFUSE_FACTOR * scales.min())]
+    seen = np.bincount(ends.host, minlength=hosts) > 0
+    offsets = np.setdiff1d(np.flatnonzero(seen), reference)
+    drifts = np.setdiff1d(np.flatnonzero(ends.drifting), reference) + hosts
+    free = np.concatenate([offsets, drifts]).astype(np.int64)
+    alone = [
+        _scales(ends, _fitted(ends, free, np.where(ends.kind == kind, 1.0, _NEXT_TO_NOTHING))[1])[kind]
+        for kind in range(ends.kind.max() + 1)
+    ]
+    scales = np.array(alone)
+    refused = tuple(int(kind) for kind in np.flatnonzero(scales > _REFUSE_FACTOR * scales.min()))
     allowed = np.where(np.isin(ends.kind, refused), _NEXT_TO_NOTHING, 1.0)
-    solution, residual = _fitted(ends, free, allowed)
+    weight = allowed
+    solution, residual = _fitted(ends, free, weight)
     for _ in range(_ROUNDS):
         scales = _scales(ends, residual)
-        weight = 1.0 / np.maximum(1.0, np.abs(residual) / (2.0 * scales[ends.kind]))
+        weight = allowed / np.maximum(1.0, np.abs(residual) / (2.0 * scales[ends.kind]))
         before = solution
-        solution, residual = _fitted(ends, free, weight * allowed)
+        solution, residual = _fitted(ends, free, weight)
         if float(np.abs(solution - before).max()) < _CONVERGED_NS:
             break
-    drift = solution[hosts:] / ends.scale_ns if ends.with_drift else np.zeros(hosts)
-    return solution[:hosts], drift, residual, refused
+    error = np.zeros(ends.unknowns)
+    noise = weight / np.square(scales[ends.kind])
+    normal, _ = _normal_equations(ends, noise)
+    error[free] = np.sqrt(np.maximum(np.diagonal(np.linalg.pinv(normal[np.ix_(free, free)])), 0.0))
+    return _Solution(
+        offset=solution[:hosts],
+        drift=solution[hosts:] / ends.scale_ns,
+        error_ns=error[:hosts],
+        residual=residual,
+        scales=scales,
+        refused=refused,
+    )
 
 
 def _fitted(ends: _Ends, free: Ints, weight: Floats) -> tuple[Floats, Floats]:
     """Return the weighted least-squares solution, 0 where not free, and every end's residual."""
     normal, right = _normal_equations(ends, weight)
     solution = np.zeros(ends.unknowns)
-    solution[free] = np.linalg.lstsq(normal[np.ix_(free, free)], right[free], rcond=None)[0]
+    part = normal[np.ix_(free, free)]
+    try:
+        solution[free] = np.linalg.solve(part, right[free])
+    except np.linalg.LinAlgError:
+        solution[free] = np.linalg.lstsq(part, right[free], rcond=None)[0]
     predicted = sum((solution[unknown] * factor for unknown, factor in ends.columns()), np.zeros_like(ends.z_ns))
     centred = ends.z_ns - predicted
     total = np.bincount(ends.instance, weight)
-    mean = np.bincount(ends.instance, weight * centred) / np.where(total > 0, total, 1.0)
+    mean = np.bincount(ends.instance, weight * centred) / total
     return solution, centred - mean[ends.instance]
 
 
@@ -243,7 +420,10 @@ def _scales(ends: _Ends, residual: Floats) -> Floats:
 
 
 def _normal_equations(ends: _Ends, weight: Floats) -> tuple[Floats, Floats]:
-    """Accumulate AᵀWA and AᵀWz with every instance's true end eliminated, in blocks of instances."""
+    """Accumulate AᵀWA and AᵀWz with every instance's true end eliminated.
+
+    Group by group, in blocks of instances: a group touches the unknowns of its own hosts only.
+    """
     unknowns = ends.unknowns
     normal, right = np.zeros((unknowns, unknowns)), np.zeros(unknowns)
     columns = ends.columns()
@@ -251,19 +431,22 @@ def _normal_equations(ends: _Ends, weight: Floats) -> tuple[Floats, Floats]:
         right += np.bincount(unknown, weight * factor * ends.z_ns, minlength=unknowns)
         for other, other_factor in columns:
             np.add.at(normal, (unknown, other), weight * factor * other_factor)
-    total = np.bincount(ends.instance, weight)
-    order = np.argsort(ends.instance, kind="stable")
-    starts = np.searchsorted(ends.instance[order], np.arange(0, len(total) + _BLOCK, _BLOCK))
-    for number, (first, last) in enumerate(itertools.pairwise(starts.tolist())):
-        here = order[first:last]
-        row = ends.instance[here] - number * _BLOCK
-        size = min(_BLOCK, len(total) - number * _BLOCK)
-        design = np.zeros((size, unknowns))
-        for unknown, factor in columns:
-            np.add.at(design, (row, unknown[here]), weight[here] * factor[here])
-        sums = np.bincount(row, weight[here] * ends.z_ns[here], minlength=size)
-        weights = total[number * _BLOCK : number * _BLOCK + size]
-        inverse = 1.0 / np.where(weights > 0, weights, 1.0)
-        normal -= design.T @ (design * inverse[:, None])
-        right -= design.T @ (sums * inverse)
+    # instances ascend and carry their group in the upper bits: a group's ends lie together
+    edges = np.flatnonzero(np.diff(ends.group, prepend=ends.group[0] - 1, append=ends.group[-1] + 1))
+    for begin, end in itertools.pairwise(edges.tolist()):
+        mine = np.unique(np.concatenate([unknown[begin:end] for unknown, _ in columns]))
+        lowest, highest = int(ends.instance[begin]), int(ends.instance[end - 1]) + 1
+        block = max(1, min(_BLOCK, _BLOCK * 64 // len(mine)))
+        for first in range(lowest, highest, block):
+            last = min(first + block, highest)
+            low, high = begin + np.searchsorted(ends.instance[begin:end], [first, last])
+            row = ends.instance[low:high] - first
+            here = weight[low:high]
+            design = np.zeros((last - first, len(mine)))
+            for unknown, factor in columns:
+                np.add.at(design, (row, np.searchsorted(mine, unknown[low:high])), here * factor[low:high])
+            total = np.bincount(row, here, minlength=last - first)
+            sums = np.bincount(row, here * ends.z_ns[low:high], minlength=last - first)
+            normal[np.ix_(mine, mine)] -= design.T @ (design / total[:, None])
+            right[mine] -= design.T @ (sums / total)
     return normal, right

@@ -12,9 +12,12 @@ parallel_dims.py`: dp_replicate, dp_shard, dp_shard_cp, cp, tp, pp, ep, …), De
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import polars as pl
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 ROLES: Final = ("dp", "fsdp", "tp", "sp", "pp", "ep", "cp", "other")
 P2P_OPS: Final = ("send", "recv", "send_recv")
@@ -72,8 +75,10 @@ def role_by_use(counts: dict[tuple[str, str], int]) -> str:
     """Return the role that (op, phase) → count leaves no doubt of, else `other`.
 
     Sends and receives that backward never launches: a pipeline (ring attention also sends inside backward).
-    Parameters gathered in forward and gradients scattered in backward only: fsdp (sequence parallelism scatters in
-    forward too). All-reduce in forward and backward alike: tp; in backward alone: dp.
+    Parameters gathered in forward and again in backward, gradients scattered in backward only: fsdp (sequence
+    parallelism scatters in forward too; context parallelism gathers keys and values in forward alone, and so does fsdp
+    that keeps its parameters: `other`). Gradients scattered and parameters gathered by the optimizer: dp.
+    All-reduce in forward and backward alike: tp; in backward alone: dp.
     """
     ops = {op for op, _ in counts}
 
@@ -85,13 +90,88 @@ def role_by_use(counts: dict[tuple[str, str], int]) -> str:
         return "other" if any(used(op, phase) for op in P2P_OPS for phase in backward_phases) else "pp"
     if {"all_gather", "reduce_scatter"} <= ops <= {"all_gather", "reduce_scatter", "all_reduce", "broadcast"}:
         scattered_forward = used("reduce_scatter", "forward")
-        return "fsdp" if used("all_gather", "forward") and not scattered_forward else "other"
+        gathered = {phase for op, phase in counts if op == "all_gather" and used(op, phase)}
+        if gathered == {"optimizer"} and not scattered_forward:
+            return "dp"
+        again = used("all_gather", "backward") and not used("all_gather", "recompute")
+        return "fsdp" if used("all_gather", "forward") and again and not scattered_forward else "other"
     if "all_reduce" in ops <= {"all_reduce", "broadcast", "barrier"}:
         forward, backward = used("all_reduce", "forward"), used("all_reduce", "backward")
         if forward and backward:
             return "tp"
         return "dp" if backward else "other"
     return "other"
+
+
+class Adopted(NamedTuple):
+    """Communications that no group was recorded of, given to one by what they do."""
+
+    seen: pl.DataFrame
+    """SEEN_SCHEMA, group filled in where it could be told."""
+    given: Mapping[str, Mapping[int, tuple[str, ...]]]
+    """Group → rank → the operations without a recorded group that are taken for this group's."""
+    notes: tuple[str, ...]
+
+
+_USUAL_ROLE: Final = {"all_reduce": "tp", "send_recv": "pp", "send": "pp", "recv": "pp"}
+"""Whose communication it is when a kernel carries no arguments: custom all-reduce kernels belong to tensor
+parallelism, coalesced sends and receives to the pipeline."""
+
+
+def adopt(seen: pl.DataFrame, listed: pl.DataFrame) -> Adopted:
+    """Give communications without a recorded group to one of the rank's listed groups, where only one can be meant.
+
+    That is the one listed group of the usual role by its name; where no listed group's name tells a role, the one
+    listed group that no communication of the rank names. Otherwise they stay without a group, and it is said.
+    """
+    nameless = seen.filter(pl.col("group").is_null())
+    if not nameless.height:
+        return Adopted(seen, {}, ())
+    groups_of: dict[int, dict[str, str | None]] = {}
+    whole: dict[int, set[str]] = {}
+    for rank, group, desc, ranks, size in listed.select("rank", "group", "desc", "ranks", "size").iter_rows():
+        if (size or len(ranks or ())) > 1:
+            groups_of.setdefault(rank, {})[group] = role_by_name(desc) or role_by_name(group)
+            if desc == "default_pg":
+                whole.setdefault(rank, set()).add(group)
+    named: dict[int, set[str]] = {}
+    for rank, group in seen.filter(pl.col("group").is_not_null()).select("rank", "group").iter_rows():
+        named.setdefault(rank, set()).add(group)
+    given: dict[str, dict[int, tuple[str, ...]]] = {}
+    chosen: dict[tuple[int, str], str] = {}
+    for rank, op in nameless.select("rank", "op").unique().sort("rank", "op").iter_rows():
+        mine = groups_of.get(rank, {})
+        if any(mine.values()):
+            able = [group for group, role in mine.items() if role == _USUAL_ROLE.get(op)]
+        else:
+            free = [group for group in mine if group not in named.get(rank, ())] if op in _USUAL_ROLE else []
+            # the group of all ranks is always listed: it is meant only where there is no other
+            able = [group for group in free if len(free) == 1 or group not in whole.get(rank, ())]
+        if len(able) == 1:
+            chosen[rank, op] = able[0]
+            here = given.setdefault(able[0], {})
+            here[rank] = (*here.get(rank, ()), op)
+    filled = [group or chosen.get((rank, op)) for rank, group, op in seen.select("rank", "group", "op").iter_rows()]
+    answer = seen.with_columns(group=pl.Series(filled, dtype=pl.String))
+    taken = int(nameless["count"].sum()) - int(answer.filter(pl.col("group").is_null())["count"].sum())
+    left = answer.filter(pl.col("group").is_null())
+    notes = []
+    if taken:
+        ops = ", ".join(sorted({op for _, op in chosen}))
+        notes.append(
+            f"{taken} communications carry no arguments ({ops}): by what they do they are taken for groups "
+            f"{_few(sorted(given))}, and matched by order and kernel name"
+        )
+    if left.height:
+        notes.append(
+            f"{int(left['count'].sum())} communications on {left['rank'].n_unique()} ranks carry no group and could "
+            "not be given one: not matched"
+        )
+    return Adopted(answer, given, tuple(notes))
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")  # noqa: PLR2004 - five
 
 
 def unify(seen: pl.DataFrame, listed: pl.DataFrame) -> pl.DataFrame:

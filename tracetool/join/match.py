@@ -1,93 +1,123 @@
 """Matching: which communications of several ranks are one instance, within one group.
 
-By the recorded sequence number where every row has one; else by order, step by step, and only where the members agree
-on operations, sizes and counts: a step in which they do not is refused as a whole and told, never guessed. Sends are
-paired with the mirrored receives of the peer by order. A rank whose window lacks a step does not take part in it.
+By the recorded sequence number where a row has one; else by order, step by step, and only where the members agree on
+operations, sizes and counts and, on one common clock, nobody left before the last had come: a step in which they do not
+is refused as a whole and told, never guessed. Sends are paired with the mirrored receives of the peer by order; sends
+and receives whose peer nobody recorded are not paired. A rank whose window lacks a step does not take part in it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 SYMMETRIC_OPS: Final = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "barrier")
 """Operations that no member can leave before all have come: the shortest stay is the transfer."""
-_UNEVEN_OPS: Final = ("all_to_all", "gather", "scatter")
+P2P_OPS: Final = ("send", "recv", "send_recv")
+UNEVEN_OPS: Final = ("all_to_all", "gather", "scatter")
 """Operations whose members may carry different sizes, so that sizes prove nothing."""
+_CLOCK_NOISE_NS: Final = 100_000
+"""How far two devices of one host may be apart on the host's clock (25 µs were measured between two GPUs)."""
+
+_COLUMNS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {"name": pl.String, "common_ns": pl.Int64}
 
 
 @dataclass(frozen=True)
 class Matched:
-    """What matching a group gives: its rows with an instance each, and what was refused, as sentences."""
+    """What matching a group gives: its rows with an instance each, and what was refused."""
 
     rows: pl.DataFrame
     """The rows given, plus `instance` (Int64, null: unmatched) and `present` (members in it)."""
-    notes: tuple[str, ...]
+    refused: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Why → the steps or sequence numbers (−1: the whole window) in which the members disagree."""
+    order_only: int = 0
+    """Communications that were matched by order and name alone, their arguments not being recorded."""
 
 
-def match(rows: pl.DataFrame, name: str) -> Matched:
+def match(rows: pl.DataFrame) -> Matched:
     """Match the communications of one group.
 
-    `rows`: rank, event, op, seq, step, start_ns, dur_ns, bytes, peer of every member, any order; `name` is how to call
-    the group in notes. The answer is sorted by (rank, start_ns, event).
+    `rows`: rank, event, op, seq, step, start_ns, dur_ns, bytes, peer of every member, any order; `name` (kernel, to be
+    compared where no arguments were recorded) and `common_ns` (start on a clock that all members share) may be null or
+    absent. The answer is sorted by (rank, start_ns, event).
     """
-    ordered = rows.sort("rank", "start_ns", "event").with_columns(op=pl.col("op").cast(pl.String))
-    p2p = pl.col("op").is_in(["send", "recv"]) & pl.col("peer").is_not_null()
-    pairs = _pairs(ordered.filter(p2p))
-    rest, notes = _collectives(ordered.filter(~p2p), name)
+    whole = rows.with_columns(pl.lit(None, dtype=t).alias(n) for n, t in _COLUMNS.items() if n not in rows.columns)
+    ordered = whole.sort("rank", "start_ns", "event").with_columns(op=pl.col("op").cast(pl.String))
+    p2p = pl.col("op").is_in(P2P_OPS)
+    paired = p2p & pl.col("peer").is_not_null() & (pl.col("op") != "send_recv")
+    numbered = ~p2p & pl.col("seq").is_not_null()
+    bare = ~p2p & pl.col("seq").is_null() & pl.col("name").is_not_null()
+    parts = [
+        _pairs(ordered.filter(paired)),
+        ordered.filter(p2p & ~paired).with_columns(instance=pl.lit(None, dtype=pl.Int64)),
+    ]
+    refused: dict[str, tuple[int, ...]] = {}
+    for these in (numbered, ~p2p & ~numbered & ~bare, bare):
+        part, why, where = _collectives(ordered.filter(these))
+        parts.append(part)
+        if where:
+            refused[why] = (*refused.get(why, ()), *where)
+    # every part counts its instances from 0: interleave them
     both = pl.concat(
-        [
-            pairs.with_columns(instance=pl.col("instance") * 2),
-            rest.with_columns(instance=pl.col("instance") * 2 + 1),
-        ],
+        [part.with_columns(instance=pl.col("instance") * len(parts) + place) for place, part in enumerate(parts)],
         how="diagonal",
     )
     present = pl.col("rank").n_unique().over("instance")
-    return Matched(
-        both.with_columns(present=pl.when(pl.col("instance").is_null()).then(1).otherwise(present).cast(pl.Int32)).sort(
-            "rank", "start_ns", "event"
-        ),
-        tuple(notes),
-    )
+    answer = both.with_columns(
+        present=pl.when(pl.col("instance").is_null()).then(1).otherwise(present).cast(pl.Int32)
+    ).sort("rank", "start_ns", "event")
+    order_only = answer.filter(pl.col("name").is_not_null() & pl.col("instance").is_not_null()).height
+    return Matched(answer.drop(*_COLUMNS), refused, order_only)
 
 
-def _collectives(rows: pl.DataFrame, name: str) -> tuple[pl.DataFrame, list[str]]:
+def _collectives(rows: pl.DataFrame) -> tuple[pl.DataFrame, str, tuple[int, ...]]:
+    """Return the rows with instances, what their parts are called, and the parts refused."""
     unmatched = pl.lit(None, dtype=pl.Int64).alias("instance")
     if rows["rank"].n_unique() < 2:  # noqa: PLR2004 - nobody to match with
-        return rows.with_columns(unmatched), []
+        return rows.with_columns(unmatched), "", ()
     if rows["seq"].null_count() == 0:
-        return _by_key(rows.with_columns(part=pl.col("seq"), place=_place("rank", "seq")), name, "sequence numbers")
+        keyed = rows.with_columns(part=pl.col("seq"), place=_place("rank", "seq"))
+        return _by_key(keyed, "sequence numbers")
     stepped = rows["step"].null_count() < rows.height
     in_step = rows.filter(pl.col("step").is_not_null()) if stepped else rows
     outside = rows.filter(pl.col("step").is_null()) if stepped else rows.clear()
-    part = pl.col("step").fill_null(-1).cast(pl.Int64)
-    keyed = in_step.with_columns(part=part).with_columns(place=_place("rank", "part"))
-    answer, notes = _by_key(keyed, name, "steps" if stepped else "windows")
-    if outside.height:
-        answer = pl.concat([answer, outside.with_columns(unmatched)])
-    return answer, notes
+    keyed = in_step.with_columns(part=pl.col("step").fill_null(-1).cast(pl.Int64)).with_columns(
+        place=_place("rank", "part")
+    )
+    answer, why, where = _by_key(keyed, "steps")
+    return pl.concat([answer, outside.with_columns(unmatched)]), why, where
 
 
 def _place(*keys: str) -> pl.Expr:
     return pl.int_range(pl.len(), dtype=pl.Int64).over(*keys)
 
 
-def _by_key(keyed: pl.DataFrame, name: str, what: str) -> tuple[pl.DataFrame, list[str]]:
+def _by_key(keyed: pl.DataFrame, what: str) -> tuple[pl.DataFrame, str, tuple[int, ...]]:
     """Give one instance number a (part, place); refuse every part whose members disagree."""
-    known_bytes = pl.when(pl.col("op").is_in(_UNEVEN_OPS)).then(None).otherwise(pl.col("bytes"))
+    known_bytes = pl.when(pl.col("op").is_in(UNEVEN_OPS)).then(None).otherwise(pl.col("bytes"))
+    left_early = pl.col("common_ns").max() - (pl.col("common_ns") + pl.col("dur_ns")).min()
     cells = keyed.group_by("part", "place").agg(
         here=pl.col("rank").n_unique(),
         ops=pl.col("op").n_unique(),
         sizes=known_bytes.drop_nulls().n_unique(),
+        names=pl.col("name").n_unique(),
+        left_early=pl.when(pl.col("op").is_in(SYMMETRIC_OPS).all() & pl.col("common_ns").is_not_null().all()).then(
+            left_early
+        ),
     )
     members = keyed.group_by("part").agg(members=pl.col("rank").n_unique())
-    by_sequence = what == "sequence numbers"
+    by_order = pl.lit(what != "sequence numbers")
     judged = cells.join(members, on="part").with_columns(
         bad=(pl.col("ops") > 1)
         | (pl.col("sizes") > 1)
-        | (pl.lit(not by_sequence) & (pl.col("here") < pl.col("members")))
+        | (pl.col("names") > 1)
+        | (by_order & (pl.col("here") < pl.col("members")))
+        | (by_order & (pl.col("left_early").fill_null(0) > _CLOCK_NOISE_NS))
     )
     refused = judged.filter("bad")["part"].unique().sort()
     numbered = keyed.join(
@@ -100,12 +130,7 @@ def _by_key(keyed: pl.DataFrame, name: str, what: str) -> tuple[pl.DataFrame, li
         .then(None)
         .otherwise(pl.col("instance").cast(pl.Int64))
     )
-    notes = []
-    if refused.len():
-        shown = ", ".join(str(part) for part in refused.head(5)) + (", …" if refused.len() > 5 else "")  # noqa: PLR2004
-        which = "the windows" if refused.to_list() == [-1] else f"{what} {shown}"
-        notes.append(f"group {name}: its ranks disagree on operations, sizes or counts in {which}; not matched there")
-    return numbered.drop("part", "place"), notes
+    return numbered.drop("part", "place"), what, tuple(refused.to_list())
 
 
 def _pairs(rows: pl.DataFrame) -> pl.DataFrame:
