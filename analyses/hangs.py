@@ -301,7 +301,7 @@ def _findings(verdict: Diagnosis, lines: Sequence[str]) -> list[Finding]:
         Finding(
             id=f"hangs.{verdict.cause}",
             analysis="hangs",
-            severity="critical" if verdict.culprits else "warning",
+            severity="critical" if verdict.culprits and verdict.confidence != "low" else "warning",
             title=lines[0],
             detail=" ".join(verdict.why),
             advice=_NEXT[verdict.cause].format(ranks=_ranks(verdict.culprits)),

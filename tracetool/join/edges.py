@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 _ONE_SIDED: Final = frozenset({"broadcast", "reduce", "gather", "scatter"})
 """Operations that some members may complete while others still wait."""
+_PAIR: Final = 2
 
 
 def all_edges(state: State) -> tuple[Edge, ...]:
     """Return every edge: of collectives, of sends and receives, and of operations queued behind others."""
     members = {number: group.ranks for number, group in enumerate(state.groups)}
     edges = collective_edges(state.lanes, members, state.known)
-    flying = _flying_p2p(state)
+    flying = _halves(state, pl.col("in_flight"))
     edges += _p2p_edges(state, flying)
     return tuple(edges + _queue_edges(state, flying))
 
@@ -55,8 +56,9 @@ class _Half:
         return self.peer, self.group, "recv" if self.op == "send" else "send", self.rank
 
 
-def _flying_p2p(state: State) -> list[_Half]:
-    rows = state.ops.filter("in_flight", "is_p2p", pl.col("group_id").is_not_null(), pl.col("peer").is_not_null())
+def _halves(state: State, which: pl.Expr) -> list[_Half]:
+    """Return the sends and receives that `which` selects, in the order of launches."""
+    rows = state.ops.filter(which, "is_p2p", pl.col("group_id").is_not_null(), pl.col("peer").is_not_null())
     found = []
     for rank, group, number, op, peer, record in rows.select(
         "rank", "group_id", "number", "op", "peer", "record"
@@ -70,10 +72,18 @@ def _flying_p2p(state: State) -> list[_Half]:
 def _p2p_edges(state: State, flying: Sequence[_Half]) -> list[Edge]:
     """Return the edges of each rank's oldest sends and receives whose other side nobody has posted."""
     posted = {half.key() for half in flying}
+    # in a group of two both sides count the same sends and receives: there a number pairs them, finished ones too
+    ended = {
+        (half.key(), half.number)
+        for half in _halves(state, pl.col("in_flight").not_())
+        if len(state.groups[half.group].ranks) == _PAIR
+    }
     edges = []
     for half in flying:
         lane = state.p2p.get(half.group, {}).get(half.rank)
-        if lane and half.number == lane.oldest and half.mirror() not in posted:
+        if not lane or half.number != lane.oldest or (half.mirror(), half.number) in ended:
+            continue
+        if half.mirror() not in posted:
             why: Why = "unmatched" if half.peer in state.known else "no_dump"
             edges.append(Edge(half.rank, half.peer, half.group, True, half.number, why))
     return edges
