@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import types
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -57,10 +58,23 @@ class SpawnExecutor(ProcessPoolExecutor):
         with _clean_start():
             return super().submit(fn, *args, **kwargs)
 
+    def stop(self) -> None:
+        """End the workers at once: nobody wants their answers any more."""
+        workers = list((self._processes or {}).values())
+        self.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join()
+
 
 @contextlib.contextmanager
 def _clean_start() -> Iterator[None]:
-    """Let processes started inside see one polars thread and no main module to import again."""
+    """Let processes started inside see one polars thread, no main module to import again, and no Ctrl-C.
+
+    Ctrl-C reaches every process of the terminal; this one answers it and ends the workers.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     main, threads = sys.modules["__main__"], os.environ.get("POLARS_MAX_THREADS")
     sys.modules["__main__"] = types.ModuleType("__main__")
     os.environ["POLARS_MAX_THREADS"] = "1"
@@ -72,6 +86,7 @@ def _clean_start() -> Iterator[None]:
             del os.environ["POLARS_MAX_THREADS"]
         else:
             os.environ["POLARS_MAX_THREADS"] = threads
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 @contextlib.contextmanager
@@ -85,13 +100,16 @@ def executor(engine: str, *, jobs: int, work_bytes: int, memory_bytes: int | Non
             yield remote
         return
     workers = worker_count(engine, jobs=jobs, work_bytes=work_bytes, memory_bytes=memory_bytes)
-    pool: Executor = SerialExecutor() if workers == 0 else SpawnExecutor(workers)
+    if workers == 0:
+        yield SerialExecutor()
+        return
+    pool = SpawnExecutor(workers)
     try:
-        with pool:
-            yield pool
-    except KeyboardInterrupt:
-        pool.shutdown(wait=False, cancel_futures=True)
+        yield pool
+    except BaseException:
+        pool.stop()
         raise
+    pool.shutdown()
 
 
 def worker_count(engine: str, *, jobs: int, work_bytes: int, memory_bytes: int | None = None) -> int:
