@@ -202,7 +202,7 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
     operation = hangtables.call(state, verdict.operation) if verdict.operation else {}
     lines = _verdict(state, verdict, tables, operation, hosts)
     return Result(
-        headline=[Headline("hang", lines[0], "text", 0, f"confidence {verdict.confidence}")],
+        headline=[Headline("Hang", lines[0], "text", 40, f"confidence {verdict.confidence}")],
         metrics={
             "culprits": verdict.culprits,
             "cause": verdict.cause,

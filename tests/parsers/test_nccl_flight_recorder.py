@@ -8,7 +8,7 @@ import pickle
 from typing import TYPE_CHECKING
 
 import pytest
-from hang_harness import parser
+from hang_harness import diagnose, parser
 from simulator_hangs.torch_pickle import dumps
 
 from tracetool.errors import UnreadableTrace
@@ -188,6 +188,7 @@ def test_what_is_no_dump_is_refused_by_name(tmp_path: Path, data: bytes, reason:
 def test_values_of_any_type_never_crash(tmp_path: Path) -> None:
     odd: list[object] = [None, True, -1, 1 << 62, 1.5, "", "x", [], [[]], [["x"]], [[1 << 62, 9]], {}, {"a": []}]
     keys = list(entry(frames=[], duration_ms=1))
+    other = parse(written(tmp_path, whole(entry()), "x_dump_5"))
     for value in odd:
         for key in keys:
             told = entry(**{key: value})
@@ -195,5 +196,8 @@ def test_values_of_any_type_never_crash(tmp_path: Path) -> None:
                 told[key] = value
             tables = parse(written(tmp_path, whole(entry(), told)))
             assert tables["collectives"].height + tables["sources"]["dropped"].item() == 2
+            if key in {"process_group", "profiling_name", "collective_seq_id", "time_created_ns", "input_sizes"}:
+                assert diagnose([tables, other]).status == "ok"
         for key in ("version", "pg_config", "pg_status", "entries", "comm_lib_version"):
-            parse(written(tmp_path, {**whole(entry()), key: value}))
+            tables = parse(written(tmp_path, {**whole(entry()), key: value}))
+            assert diagnose([tables]).status == "ok"

@@ -167,7 +167,8 @@ def coverage(state: State, dumps: pl.DataFrame, incomplete: frozenset[str]) -> p
     """Return which ranks left what: one row a kind of dump, then the ranks without and those of an earlier start."""
     told = dumps.with_columns(
         state=pl.when(pl.col("rank").is_in(state.stale)).then(pl.lit("earlier start")).otherwise(pl.lit("read")),
-        overwritten=pl.col("first_record") > 0,
+        # a dump of active records alone begins late because the finished ones were left out
+        overwritten=pl.when(pl.col("finished") > 0).then(pl.col("first_record") > 0),
         only_active=(pl.col("finished") == 0) & (pl.col("kind") == "recorder"),
         whole=~pl.col("source").is_in(incomplete),
     )
