@@ -1,6 +1,6 @@
 """Post-mortem of a job that hung: which ranks, why, in which operation, and how sure that is.
 
-Sources: flight-recorder dumps, lines of NCCL's and PyTorch's logs, NCCL RAS. An operation is *in flight* when a
+Sources: flight-recorder dumps and the lines of PyTorch's watchdog. An operation is *in flight* when a
 rank launched it and nothing proves it complete. For each rank, group and kind the oldest one in flight waits for
 every member that has not launched it; what the waiting ends in is the cause (tracetool/join/diagnose.py):
 
