@@ -451,6 +451,27 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             "name": Column(Text, "Kernel name."),
         },
     ),
+    "slots": Schema(
+        "One row a slot of a pipeline's schedule: the GPU work of a forward or backward of one micro-batch.",
+        {
+            "rank": _RANK,
+            "step": Column(pl.Int32, "Step that launched it; null in a trace without steps.", nullable=True),
+            "iteration": Column(pl.Int32, "The step, else the ordinal of the training step within the trace."),
+            "piece": Column(pl.Int32, "Slots with the same number were launched together, in one range."),
+            "kind": Column(pl.String, "F forward, B backward or its input gradient alone, W weight gradient."),
+            "microbatch": Column(pl.Int32, "Number of the micro-batch; with source launch the ordinal of its kind."),
+            "stage": Column(pl.Int32, "Virtual stage, where the range names it.", nullable=True),
+            "start_ns": Column(pl.Int64, "Start of its first compute kernel, ns."),
+            "end_ns": Column(pl.Int64, "End of its last compute kernel, ns."),
+            "launch_start_ns": Column(pl.Int64, "Start of the launch call of the first of them, ns."),
+            "launch_end_ns": Column(pl.Int64, "Start of the launch call of the last of them, ns."),
+            "kernels": Column(pl.Int32, "Number of its compute kernels."),
+            "source": Column(
+                pl.String, "pp or gpipe: ranges of torch.distributed.pipelining; launch: the order of launches."
+            ),
+            "schedule_hint": Column(pl.String, "Schedule that other ranges of the trace name.", nullable=True),
+        },
+    ),
     "quality": Schema(
         "What had to be repaired, left out or assumed while deriving a rank's tables.",
         {
@@ -509,7 +530,7 @@ BASE_TABLES: Final = (
     "events", "tracks", "op_shapes", "comm_args", "copies", "syncs", "counters", "process_groups", "ranks", "sources",
     "collectives", "group_status", "dumps", "log_facts", "bandwidth_curve",
 )  # fmt: skip
-DERIVED_TABLES: Final = ("links", "gpu", "steps", "comms", "quality")
+DERIVED_TABLES: Final = ("links", "gpu", "steps", "comms", "slots", "quality")
 
 
 def empty(table: str) -> pl.DataFrame:

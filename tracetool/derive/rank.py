@@ -14,6 +14,7 @@ from tracetool.derive.kinds import kinds, repair
 from tracetool.derive.links import link
 from tracetool.derive.notes import Note, many, quality, span
 from tracetool.derive.phases import phases
+from tracetool.derive.slots import slots
 from tracetool.derive.steps import Activity, find_ranges, find_steps, launched_steps
 from tracetool.tables import GPU_ACTIVITY, KINDS, PHASES, Kind, Phase, Tables, conform, empty
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def derive(tables: Tables, settings: Settings) -> Tables:
-    """Return the tables links, gpu, steps, comms and quality of one rank.
+    """Return the tables links, gpu, steps, comms, slots and quality of one rank.
 
     `tables` are the base tables of one rank; any of them may be missing. `settings.steps` chooses rows of `steps` and
     nothing else: what was launched in other steps keeps their numbers. Raises TracetoolError when `events` is not in
@@ -58,11 +59,13 @@ def derive(tables: Tables, settings: Settings) -> Tables:
     all_kinds = np.full(len(events.start), -1, np.int64)
     all_kinds[links.activity] = kind
     notes = (*_launch_notes(activity), *repaired.notes, *steps.notes)
+    told = comms(gpu, events, links, base["comm_args"], groups)
     return {
         "links": _links_table(rank, events, links, kind=all_kinds, step=step, phase=phase),
         "gpu": gpu,
         "steps": steps.table if settings.steps is None else steps.table.filter(pl.col("step").is_in(settings.steps)),
-        "comms": comms(gpu, events, links, base["comm_args"], groups),
+        "comms": told,
+        "slots": slots(gpu, told, events, links.nested),
         "quality": quality(rank, notes),
     }
 
