@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from tracetool import engine, registry, store
-from tracetool.engine import in_order
+from tracetool import registry, store
+from tracetool.engine import SerialExecutor, executor, in_order
 from tracetool.errors import TracetoolError, UsageError
 from tracetool.ingest import Ingested, ingest
 from tracetool.joinmap import Joined, facts_of, join
@@ -25,6 +25,7 @@ from tracetool.store import Store, StoredRank
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
+    from types import TracebackType
 
     import polars as pl
 
@@ -141,7 +142,7 @@ class Run:
         settings: Settings,
         opened: Store,
         *,
-        how: _How,
+        pool: Executor,
         progress: Progress,
         closing: ExitStack,
     ) -> None:
@@ -153,9 +154,10 @@ class Run:
         view = ingested.view
         self._view = replace(view, joined={**view.joined, **joined.tables}, notes=(*view.notes, *joined.notes))
         self._store = opened
-        self._how = how
+        self._pool = pool
         self._progress = progress
         self.results = Results(self)
+        self._closing = closing
         self._finalizer = weakref.finalize(self, closing.close)
 
     def close(self) -> None:
@@ -165,8 +167,12 @@ class Run:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # what went wrong decides whether workers may finish or are ended
+        self._finalizer.detach()
+        self._closing.__exit__(kind, error, trace)
 
     @property
     def view(self) -> RunView:
@@ -228,10 +234,7 @@ class Run:
             done += 1
             self._progress("analyzing", done, len(jobs))
 
-        with ExitStack() as stack:
-            size = sum(self.view.sources["bytes"].to_list())
-            pool = self._how.executor(stack, len(jobs), size)
-            answers = in_order([pool.submit(analyze_rank, job) for job in jobs], finished)
+        answers = in_order([self._pool.submit(analyze_rank, job) for job in jobs], finished)
         results = {}
         for name, analysis in analyses.items():
             reason = able[name]
@@ -269,19 +272,6 @@ def _reduce(analysis: Analysis, answers: Sequence[Answer], view: RunView, settin
         return Result(status="error", reason=_sentence(error))
 
 
-class _How(NamedTuple):
-    """How jobs run: never changes a number."""
-
-    engine: str
-    memory_bytes: int | None
-
-    def executor(self, stack: ExitStack, jobs: int, work_bytes: int) -> Executor:
-        """Start the engine; it ends when `stack` closes."""
-        return stack.enter_context(
-            engine.executor(self.engine, jobs=jobs, work_bytes=work_bytes, memory_bytes=self.memory_bytes)
-        )
-
-
 def cache_root(cache: str | None) -> Path | None:
     """Return the cache directory: the option, $TRACETOOL_CACHE, $XDG_CACHE_HOME/tracetool; None for `off`."""
     chosen = cache or os.environ.get("TRACETOOL_CACHE")
@@ -311,25 +301,18 @@ def open_run(
     be carried out.
     """
     settings = settings or Settings()
-    how = _How(engine, memory_bytes)
-    closing = ExitStack()
-    try:
-        opened = closing.enter_context(Store(cache_root(cache)))
-        with ExitStack() as pools:
-            ingested = ingest(
-                os.fspath(path), settings, opened, lambda jobs, size: how.executor(pools, jobs, size), progress
-            )
-            size = sum(ingested.view.sources["bytes"].to_list())
-            joined = join(
-                ingested.ranks,
-                ingested.uses,
-                ingested.view.ranks,
-                settings,
-                opened,
-                pool=how.executor(pools, len(ingested.ranks), size),
-                progress=progress,
-            )
-    except BaseException:
-        closing.close()
-        raise
-    return Run(ingested, joined, settings, opened, how=how, progress=progress, closing=closing)
+    with ExitStack() as stack:
+        opened = stack.enter_context(Store(cache_root(cache)))
+        pool: Executor = SerialExecutor()
+
+        def start(jobs: int, work_bytes: int) -> Executor:
+            nonlocal pool
+            pool = stack.enter_context(executor(engine, jobs=jobs, work_bytes=work_bytes, memory_bytes=memory_bytes))
+            return pool
+
+        ingested = ingest(os.fspath(path), settings, opened, start, progress)
+        joined = join(
+            ingested.ranks, ingested.uses, ingested.view.ranks, settings, opened, pool=pool, progress=progress
+        )
+        closing = stack.pop_all()
+    return Run(ingested, joined, settings, opened, pool=pool, progress=progress, closing=closing)
