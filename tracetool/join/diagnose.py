@@ -217,7 +217,7 @@ def _unproven(state: State, ranks: Sequence[int], edges: tuple[Edge, ...], *, du
     to_them = [edge for edge in edges if edge.target in ranks]
     waiters = {edge.waiter for edge in to_them}
     operation = _main_operation(to_them, state)
-    few = len(ranks) <= max(1, len(state.world) // 4) and len(waiters) >= len(ranks)
+    few = len(ranks) <= max(1, len(state.world) // 2) and len(waiters) >= len(ranks)
     cause: Cause = "never_launched" if dumped else "no_dump"
     told = "left a log that does not say more" if dumped else "left no dump"
     if not few:
