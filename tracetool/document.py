@@ -46,7 +46,7 @@ def document(report: Report) -> Document:
         "tracetool": {"version": report.version},
         "run": run_facts(report.run),
         "sources": rows(report.run.sources),
-        "quality": rows(report.run.quality),
+        "quality": rows(quality_topics(report.run)),
         "results": {
             name: _result(result, report.titles.get(name, name), name, report.findings)
             for name, result in report.results.items()
@@ -75,6 +75,21 @@ def run_facts(run: RunView) -> Document:
         "recorded_unix_ns": recorded_unix_ns(run),
         "notes": list(run.notes),
     }
+
+
+def quality_topics(run: RunView) -> pl.DataFrame:
+    """Return table `quality` with one row a topic: its ranks, summed counts and times, the words of one rank."""
+    return (
+        run.quality.sort("topic", "count", "rank", descending=[False, True, False])
+        .group_by("topic", maintain_order=True)
+        .agg(
+            ranks=pl.col("rank").unique().sort(),
+            count=pl.col("count").sum(),
+            ns=pl.when(pl.col("ns").count() > 0).then(pl.col("ns").sum()),
+            note=pl.col("note").first(),
+        )
+        .sort("topic")
+    )
 
 
 def recorded_unix_ns(run: RunView) -> int | None:

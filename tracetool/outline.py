@@ -6,7 +6,7 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tracetool.document import run_facts
+from tracetool.document import quality_topics, run_facts
 from tracetool.units import clean, figure, ranges
 
 if TYPE_CHECKING:
@@ -180,5 +180,9 @@ def quality_word(report: Report) -> tuple[str, str]:
     if absent:
         world = report.run.world_size or 0
         return "Partial", f"{report.run.ranks.height} of {world} ranks traced"
-    notes = report.run.quality.height + sum(len(kept) for kept in sources["notes"].to_list() if kept)
+    notes = (
+        quality_topics(report.run).height
+        + len(report.run.notes)
+        + sum(len(kept) for kept in sources["notes"].to_list() if kept)
+    )
     return "Complete", f"{notes} note{'' if notes == 1 else 's'}" if notes else "nothing dropped or repaired"

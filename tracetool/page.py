@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from tracetool import outline
 from tracetool.charts import Drawing, draw
-from tracetool.document import SCHEMA_VERSION
+from tracetool.document import SCHEMA_VERSION, quality_topics
 from tracetool.grid import Grid, Heading, grid
 from tracetool.palette import HATCH, VIOLET
 from tracetool.units import ABSENT, clean, figure, heading, ranges, short, unit_of
@@ -110,8 +110,9 @@ def _render(report: Report, limits: _Limits, notes: Sequence[str]) -> str:
         skipped=[section for section in sections if section["status"] == "skipped"],
         missing=outline.missing_ranks(report),
         sources=_table("sources", grid(report.run.sources, MOST_ROWS), "quality"),
-        kept=_table("quality", grid(report.run.quality, MOST_ROWS), "quality"),
+        kept=_table("quality", grid(quality_topics(report.run), MOST_ROWS), "quality"),
         left_out=notes,
+        run_notes=[clean(_sentence(note)) for note in report.run.notes],
         command=clean(report.command),
         path=clean(report.run.path),
         version=report.version,

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tracetool.document import quality_topics
 from tracetool.errors import UsageError
 from tracetool.grid import Grid, grid
 from tracetool.outline import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tracetool.results import Finding, Result
 
 MARKDOWN_ROWS = 30
+TERMINAL_NOTES = 4
 TERMINAL_ROWS = 40
 _TERMINAL_FINDINGS = 8
 _SEVERITY_STYLE = {"critical": "bold red", "warning": "yellow", "info": "dim"}
@@ -89,7 +91,8 @@ def render_markdown(report: Report) -> str:
     absent = missing_ranks(report)
     if absent:
         lines += [f"Ranks of the job that were not traced: {', '.join(absent)}.", ""]
-    for table in (report.run.sources, report.run.quality):
+    lines += [f"- {_md(note)}" for note in report.run.notes] + ([""] if report.run.notes else [])
+    for table in (report.run.sources, quality_topics(report.run)):
         if table.height:
             lines += [*_md_table(grid(table, MARKDOWN_ROWS)), ""]
     lines += ["## Provenance", "", f"- tracetool {_md(report.version)}", f"- command: {_md(report.command)}", ""]
@@ -162,6 +165,10 @@ def render_terminal(report: Report, *, color: bool, width: int) -> str:
     _terminal_findings(console, report)
     word, note = quality_word(report)
     console.print(Text.assemble("Data quality: ", (word, "bold"), f", {note}"))
+    for said in report.run.notes[:TERMINAL_NOTES]:
+        console.print(Text(f"  {said}"))
+    if len(report.run.notes) > TERMINAL_NOTES:
+        console.print(Text(f"  {len(report.run.notes) - TERMINAL_NOTES} more notes in the report"))
     unasked = [section.title for section in sections(report) if section.result.status == "skipped"]
     if unasked:
         console.print(Text(f"Not answered: {', '.join(unasked)}", style="dim"))
