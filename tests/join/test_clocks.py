@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tracetool.join.clocks import SAMPLE_SCHEMA, Clocks, solve
+from tracetool.join.clocks import PAIR_SCHEMA, SAMPLE_SCHEMA, Clocks, solve
 
 RANKS, PER_HOST = 16, 4
 HOSTS = RANKS // PER_HOST
@@ -114,3 +114,37 @@ def test_no_samples_leave_every_host_alone() -> None:
     ranks = solve(pl.DataFrame(schema=SAMPLE_SCHEMA), _hosts()).ranks
     assert ranks["offset_ns"].abs().max() == 0
     assert ranks["component"].n_unique() == HOSTS
+
+
+def test_hosts_that_only_messages_join_get_the_middle_and_its_half_width() -> None:
+    pairs = pl.DataFrame(
+        [(0, 4, BASE + 5_000, BASE + 2_000), (4, 0, BASE + 2_500, BASE + 5_900)], schema=PAIR_SCHEMA, orient="row"
+    )
+    clocks = solve(pl.DataFrame(schema=SAMPLE_SCHEMA), _hosts().with_columns(base_unix_ns=pl.lit(BASE)), pairs)
+    first = clocks.ranks.unique("host", keep="first", maintain_order=True)
+    assert first["component"].to_list() == [0, 0, 1, 2]
+    assert first["basis"].to_list() == ["reference", "p2p", "alone", "alone"]
+    assert first["offset_ns"].to_list() == [0, 3200, 0, 0]
+    assert first["half_width_ns"].to_list() == [0, 200, 0, 0]
+    assert (clocks.checked, clocks.violated_before, clocks.violated_after) == (2, 1, 0)
+
+
+def test_a_host_with_few_collectives_gets_no_drift() -> None:
+    samples, offset, _ = _simulated(3_000_000_000, outliers=0.0, seed=6)
+    last = (HOSTS - 1) * PER_HOST
+    thin = samples.filter((pl.col("rank") < last) | (pl.col("instance") < 30))
+    clocks = solve(thin, _hosts())
+    tail = clocks.ranks.filter(pl.col("rank") >= last)
+    assert tail["basis"].unique().to_list() == ["offset"]
+    assert tail["drift_ppm"].abs().max() == 0
+    assert abs(tail["offset_ns"][0] + offset[-1]) < 20_000
+    assert "too few collectives" in clocks.notes[0]
+
+
+def test_standard_errors_shrink_with_the_number_of_ends() -> None:
+    samples, _, _ = _simulated(3_000_000_000, outliers=0.0, seed=7)
+    many = solve(samples, _hosts()).ranks["error_ns"].max()
+    few = solve(samples.filter(pl.col("instance") % 4 == 0), _hosts()).ranks["error_ns"].max()
+    assert isinstance(many, int)
+    assert isinstance(few, int)
+    assert 0 < many < few < 4 * many

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from tracetool.join.groups import SEEN_SCHEMA, grid, role_by_name, role_by_use, unify
+from tracetool.join.groups import SEEN_SCHEMA, Adopted, adopt, grid, role_by_name, role_by_use, unify
 from tracetool.tables import empty, frame
 
 Seen = tuple[int, str, str | None, list[int] | None, int | None, str, str, int]
@@ -61,6 +61,10 @@ def test_role_by_name(text: str | None, role: str | None) -> None:
         ({("all_reduce", "backward"): 2, ("broadcast", "forward"): 1}, "dp"),
         ({("all_reduce", "optimizer"): 1}, "other"),
         ({("all_to_all", "forward"): 2}, "other"),
+        # keys and values of context parallelism: gathered in forward, their gradients scattered in backward
+        ({("all_gather", "forward"): 2, ("reduce_scatter", "backward"): 2}, "other"),
+        ({("all_gather", "forward"): 2, ("all_gather", "recompute"): 2, ("reduce_scatter", "backward"): 2}, "other"),
+        ({("reduce_scatter", "backward"): 2, ("all_gather", "optimizer"): 2}, "dp"),
     ],
 )
 def test_role_by_use(counts: dict[tuple[str, str], int], role: str) -> None:
@@ -110,3 +114,41 @@ def test_the_grid_is_the_commonest_size_of_each_role() -> None:
 def test_nothing_seen_is_no_group() -> None:
     assert _unify().height == 0
     assert grid(_unify()) == {}
+
+
+def _adopt(descs: dict[str, str], *uses: tuple[int, str | None, str]) -> Adopted:
+    """Adopt uses (rank, group, op); every rank lists the groups of `descs` with two ranks each."""
+    seen = [(rank, group, None, None, None, op, "forward", 3) for rank, group, op in uses]
+    ranks = sorted({use[0] for use in uses})
+    listed = frame(
+        "process_groups",
+        {
+            "rank": [rank for rank in ranks for _ in descs],
+            "group": list(descs) * len(ranks),
+            "desc": list(descs.values()) * len(ranks),
+            "ranks": [[0, 1]] * len(descs) * len(ranks),
+            "size": [2] * len(descs) * len(ranks),
+        },
+    )
+    return adopt(pl.DataFrame(seen, schema=SEEN_SCHEMA, orient="row"), listed)
+
+
+def test_kernels_without_arguments_go_to_the_one_group_of_the_usual_role() -> None:
+    found = _adopt({"1": "mesh_tp", "2": "mesh_dp", "3": "mesh_pp"}, (0, None, "all_reduce"), (1, None, "send_recv"))
+    assert found.seen["group"].to_list() == ["1", "3"]
+    assert found.given == {"1": {0: ("all_reduce",)}, "3": {1: ("send_recv",)}}
+    assert "6 communications carry no arguments (all_reduce, send_recv)" in found.notes[0]
+
+
+def test_without_names_only_the_one_group_that_nothing_else_uses_can_be_meant() -> None:
+    listed = {"0": "default_pg", "1": "undefined", "2": "undefined"}
+    assert _adopt(listed, (0, "2", "all_gather"), (0, None, "all_reduce")).seen["group"].to_list() == ["2", "1"]
+    both = _adopt(listed, (0, None, "all_reduce"))
+    assert both.seen["group"].to_list() == [None]
+    assert "could not be given one" in both.notes[0]
+
+
+def test_other_operations_and_groups_that_name_another_role_are_left_alone() -> None:
+    assert _adopt({"1": "mesh_dp"}, (0, None, "all_reduce")).seen["group"].to_list() == [None]
+    assert _adopt({"1": "mesh_tp"}, (0, None, "unknown")).seen["group"].to_list() == [None]
+    assert _adopt({"1": "mesh_tp"}, (0, "1", "all_reduce")).notes == ()

@@ -114,3 +114,46 @@ def test_sends_pair_with_the_mirrored_receives() -> None:
 def test_one_rank_alone_is_not_matched() -> None:
     found, notes = _match((0, 0, "all_reduce", 1, 1, 10, 5, 64, None))
     assert (found, notes) == ([], {})
+
+
+def _more(columns: dict[str, list[object]], *rows: Row) -> list[int | None]:
+    """Return the instance of each row, with further columns filled in."""
+    table = pl.DataFrame(list(rows), schema=SCHEMA, orient="row")
+    typed = [
+        pl.Series(name, values, dtype=pl.String if name == "name" else pl.Int64) for name, values in columns.items()
+    ]
+    return match(table.with_columns(typed)).rows["instance"].to_list()
+
+
+def test_rows_without_arguments_must_agree_in_their_kernels_names() -> None:
+    rows: list[Row] = [(rank, 0, "all_reduce", None, 1, 10, 5, None, None) for rank in (0, 1)]
+    assert None not in _more({"name": ["one_stage", "one_stage"]}, *rows)
+    assert _more({"name": ["one_stage", "two_stage"]}, *rows) == [None, None]
+
+
+def test_rows_without_arguments_do_not_disturb_the_order_of_the_others() -> None:
+    found = _more(
+        {"name": [None, "custom", "custom", None]},
+        (0, 0, "all_reduce", None, 1, 10, 5, 64, None),
+        (0, 1, "all_reduce", None, 1, 20, 5, None, None),
+        (1, 0, "all_reduce", None, 1, 10, 5, None, None),
+        (1, 1, "all_reduce", None, 1, 20, 5, 64, None),
+    )
+    assert found[0] == found[3]
+    assert found[1] == found[2] != found[0]
+
+
+def test_on_one_clock_an_order_in_which_a_member_left_before_another_came_is_refused() -> None:
+    rows: list[Row] = [(rank, 0, "all_reduce", None, 1, 10, 50, 64, None) for rank in (0, 1)]
+    assert None not in _more({"common_ns": [0, 60_000]}, *rows)
+    assert _more({"common_ns": [0, 200_000]}, *rows) == [None, None]
+
+
+def test_sends_and_receives_without_a_peer_are_not_paired() -> None:
+    found, notes = _match(
+        (0, 0, "send", None, 1, 10, 5, 64, None),
+        (1, 0, "recv", None, 1, 10, 5, 64, None),
+        (0, 1, "send_recv", 4, 1, 20, 5, 64, 1),
+        (1, 1, "send_recv", 4, 1, 20, 5, 64, 0),
+    )
+    assert (found, notes) == ([], {})

@@ -69,3 +69,9 @@ def test_hosts_that_nothing_connects_are_not_compared() -> None:
     rows = _rows((0, "recv", 0, 10, 1), (1, "send", 5, 30, 0))
     clocks = solve(pl.DataFrame(schema=SAMPLE_SCHEMA), _hosts(0, 0, one_host=False))
     assert _answer(arrival_waits(rows, clocks, 2)) == [(0, None, "unknown"), (1, None, "unknown")]
+
+
+def test_pipeline_messages_without_peers_are_all_waiting_and_flagged() -> None:
+    rows = _rows((0, "send", 0, 10, None), (1, "recv", 5, 30, None))
+    assert _answer(symmetric_waits(rows, 2, pipeline=True)) == [(0, 10, "unknown"), (1, 35, "unknown")]
+    assert _answer(symmetric_waits(rows, 2)) == [(0, None, "unmatched"), (1, None, "unmatched")]

@@ -160,7 +160,7 @@ def adopt(seen: pl.DataFrame, listed: pl.DataFrame) -> Adopted:
         ops = ", ".join(sorted({op for _, op in chosen}))
         notes.append(
             f"{taken} communications carry no arguments ({ops}): by what they do they are taken for groups "
-            f"{_few(sorted(given))}, and matched by order and kernel name"
+            f"{_few(sorted(given))}; collectives among them are matched by order and kernel name"
         )
     if left.height:
         notes.append(
