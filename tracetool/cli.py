@@ -220,7 +220,7 @@ def _first_line(text: str) -> str:
 def _opened(run: str, options: RunOptions) -> Run:
     from tracetool.run import open_run
 
-    return open_run(
+    opened = open_run(
         run,
         options.settings(),
         engine=options.engine,
@@ -228,6 +228,9 @@ def _opened(run: str, options: RunOptions) -> Run:
         cache=options.cache,
         progress=_Progress(shown=not (options.quiet or options.no_progress), color=not options.no_color),
     )
+    for warning in opened.warnings:
+        _say(f"tracetool: {warning}", options)
+    return opened
 
 
 def _report(run: Run, options: RunOptions, command: str, names: Sequence[str] | None = None) -> Report:
@@ -370,9 +373,12 @@ def main() -> NoReturn:
         print(f"tracetool: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # the reader of our output has seen enough; keep the interpreter from complaining at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _leave_closed_pipe()
+    except SystemExit as exited:
+        # typer makes 1 of a pipe that was closed inside a command
+        if isinstance(exited.__context__, BrokenPipeError):
+            _leave_closed_pipe()
+        raise
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()  # wrong usage: typer's own class for it is private
@@ -386,3 +392,10 @@ def main() -> NoReturn:
         )
         sys.exit(EXIT_DEFECT)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave_closed_pipe() -> NoReturn:
+    """Exit well: the reader of our output has seen enough. Keeps the interpreter from complaining at exit."""
+    sys.stdout = sys.__stdout__
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno() if sys.stdout else 1)
+    sys.exit(0)

@@ -4,6 +4,7 @@ TracetoolError
 ├── UsageError          the request cannot be carried out as asked (exit 2)
 │   └── NotComparable   two runs that must not be set side by side (exit 2)
 ├── UnreadableTrace     one source of which nothing could be had (exit 4 when it is all there is)
+├── StoreFailed         tables could not be written to the store or the cache (exit 1)
 └── NothingReadable     no source of the run could be read (exit 4)
 """
 
@@ -45,6 +46,10 @@ class UnreadableTrace(TracetoolError):
     def __reduce__(self) -> tuple[type[UnreadableTrace], tuple[str, str, int | None]]:
         # workers are processes: the default pickling would call __init__ with the finished sentence
         return (UnreadableTrace, (self.path, self.reason, self.byte))
+
+
+class StoreFailed(TracetoolError):
+    """Tables could not be written (the disk is full or read-only), or vanished while they were in use."""
 
 
 class NothingReadable(TracetoolError):

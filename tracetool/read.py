@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tracetool import registry, store
-from tracetool.errors import TracetoolError, UnreadableTrace
+from tracetool.errors import StoreFailed, TracetoolError, UnreadableTrace
 from tracetool.needs import NEEDS
 from tracetool.settings import Settings
 
@@ -117,11 +118,9 @@ def read_source(job: ReadJob) -> SourceReport:
     code = code_key("tracetool.parsers", source.parser)
     derived = f"d-{settings_key(job.settings)}"
     try:
-        key, fresh = _entry(job, code)
-        summaries = [
-            _derive_rank(store.entry_path(job.root, key), local, derived, job.settings, fresh.get(local))
-            for local in _manifest(job.root, key).ranks
-        ]
+        return _read(job, code, derived)
+    except StoreFailed:
+        raise  # no fault of this source
     except UnreadableTrace as error:
         return SourceReport(source, error=error.reason if error.byte is None else f"byte {error.byte}: {error.reason}")
     except OSError as error:
@@ -130,8 +129,30 @@ def read_source(job: ReadJob) -> SourceReport:
         return SourceReport(
             source, error=f"tracetool failed on it, please report this: {type(error).__name__}: {error}"
         )
-    row = store.read_tables(store.entry_path(job.root, key))["sources"].row(0, named=True)
-    return SourceReport(source, entry=key, derived=derived, ranks=tuple(summaries), row={**row, "path": source.display})
+
+
+def _read(job: ReadJob, code: str, derived: str) -> SourceReport:
+    key, fresh = _entry(job, code)
+    try:
+        return _report(job, key, derived, fresh)
+    except (StoreFailed, UnreadableTrace):
+        raise
+    except Exception:
+        if fresh or not job.persistent:
+            raise
+        # found in the cache, and not readable any more: read the source itself
+        store.drop(store.entry_path(job.root, key))
+        key, fresh = _entry(job, code)
+        return _report(job, key, derived, fresh)
+
+
+def _report(job: ReadJob, key: str, derived: str, fresh: Mapping[int | None, Tables]) -> SourceReport:
+    entry = store.entry_path(job.root, key)
+    summaries = [
+        _derive_rank(entry, local, derived, job.settings, fresh.get(local)) for local in _manifest(job.root, key).ranks
+    ]
+    row = {**store.read_tables(entry)["sources"].row(0, named=True), "path": job.source.display}
+    return SourceReport(job.source, entry=key, derived=derived, ranks=tuple(summaries), row=row)
 
 
 def _manifest(root: Path, key: str) -> store.Manifest:
@@ -146,21 +167,25 @@ def _entry(job: ReadJob, code: str) -> tuple[str, dict[int | None, Tables]]:
     source = job.source
     before = store.stat_key(source.path, code) if job.persistent else ""
     if before and (known := store.indexed(job.root, before)):
+        store.touch(job.root, known)
         return known, {}
     # without a cache nobody looks an entry up again: the path is key enough and the file is read once
     key = store.content_key(source.path, code) if job.persistent else store.stat_key(source.path, code)
     fresh: dict[int | None, Tables] = {}
     if store.manifest(job.root, key) is None:
+        store.drop(store.entry_path(job.root, key))  # what is there is not whole
         parser = next(p for p in registry.parsers() if p.__name__.rpartition(".")[2] == source.parser)
         tables = parser.parse(source.path, registry.ParseOptions(display_path=source.display))
         fresh = split_by_rank(tables)
+        if before and store.stat_key(source.path, code) != before:
+            # it grew meanwhile: what was read is not what was hashed, and is good for this run only
+            key = f"changed-{uuid.uuid4().hex}"
         with store.new_folder(store.entry_path(job.root, key)) as folder:
             for local, part in fresh.items():
                 store.write_tables(folder / rank_folder(local), part)
             store.write_tables(folder, {"sources": tables["sources"]})
             store.write_manifest(folder, list(fresh))
     if before and store.stat_key(source.path, code) == before:
-        # a file that grew meanwhile is not what was hashed: it is read again next time
         store.index(job.root, before, key)
     return key, fresh
 
@@ -192,7 +217,8 @@ def _derive_rank(
     folder = entry / rank_folder(local)
     target = folder / derived
     summary = target / "summary.json"
-    if not summary.exists():
+    if not store.whole(target):
+        store.drop(target)
         from tracetool.derive import derive  # noqa: PLC0415 - imports polars, which a cache hit does not need
 
         base = tables if tables is not None else store.read_tables(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import weakref
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tracetool import registry, store
 from tracetool.engine import SerialExecutor, executor, in_order
-from tracetool.errors import TracetoolError, UsageError
+from tracetool.errors import StoreFailed, TracetoolError, UsageError
 from tracetool.ingest import Ingested, ingest
 from tracetool.joinmap import Joined, facts_of, join
 from tracetool.needs import NEEDS
@@ -71,18 +72,31 @@ def _answer(job: RankJob, name: str, facts: Tables) -> Answer:
     if per_rank is None:
         return Answer({}, "")
     kept = _kept_folder(job, name) if job.keep else None
-    if kept is not None and kept.is_dir():
-        return Answer(store.read_tables(kept), "")
+    if kept is not None and (known := _kept(kept)) is not None:
+        return Answer(known, "")
     try:
         tables = per_rank(job.rank, facts, job.settings)
     except Exception as error:  # noqa: BLE001 - DESIGN: an exception becomes status "error", the others still run
-        return Answer(None, f"rank {job.rank.rank}: {_sentence(error)}")
+        damaged = job.keep and store.drop_unreadable(job.rank)
+        why = "its tables in the cache were damaged and have been dropped; run again" if damaged else _sentence(error)
+        return Answer(None, f"rank {job.rank.rank}: {why}")
     if kept is not None:
-        with store.new_folder(kept) as temporary:
+        with contextlib.suppress(StoreFailed), store.new_folder(kept) as temporary:
             # empty tables are kept too: their columns are part of the answer
             for table, frame in tables.items():
                 frame.write_parquet(temporary / f"{table}.parquet", compression="lz4")
     return Answer(tables, "")
+
+
+def _kept(folder: Path) -> Tables | None:
+    """Return an answer kept in the store; None when there is none, and a damaged one is dropped."""
+    if store.whole(folder):
+        try:
+            return store.read_tables(folder)
+        except Exception:  # noqa: BLE001, S110 - whatever a damaged file makes polars say: it is computed again
+            pass
+    store.drop(folder)
+    return None
 
 
 def _kept_folder(job: RankJob, name: str) -> Path | None:
@@ -145,8 +159,11 @@ class Run:
         pool: Executor,
         progress: Progress,
         closing: ExitStack,
+        warnings: Sequence[str] = (),
     ) -> None:
         self.settings = settings
+        self.warnings = tuple(warnings)
+        """What the user should know that changes no number, such as a cache that cannot be written."""
         self.damaged = ingested.damaged
         """Sources that were cut, repaired by leaving events out, or could not be read."""
         self._ingested = ingested
@@ -297,12 +314,40 @@ def open_run(
     """Read a directory, file or glob of traces and return the Run.
 
     `settings` holds every option that changes a number; `engine`, `memory_bytes`, `cache` ("off" or a directory)
-    and `progress` never do. Raises NothingReadable when nothing could be read, UsageError when the request cannot
-    be carried out.
+    and `progress` never do. A cache that cannot be used is no error: `Run.warnings` tells. Raises NothingReadable when
+    nothing could be read, UsageError when the request cannot be carried out.
     """
-    settings = settings or Settings()
+    root = cache_root(cache)
+    request = _Request(os.fspath(path), settings or Settings(), engine, memory_bytes, progress)
+    try:
+        opened = Store(root)
+    except OSError as error:
+        trouble = f"the cache {root} cannot be used ({error.strerror or error})"
+    else:
+        try:
+            return _read(request, opened)
+        except StoreFailed as error:
+            if root is None:
+                raise
+            trouble = str(error)
+    return _read(request, Store(None), f"{trouble}; nothing is kept for the next report")
+
+
+class _Request(NamedTuple):
+    """What `open_run` was asked for, without where to keep tables."""
+
+    path: str
+    settings: Settings
+    engine: str
+    memory_bytes: int | None
+    progress: Progress
+
+
+def _read(request: _Request, opened: Store, *warnings: str) -> Run:
+    """Read the run into an open store, which then belongs to the Run."""
+    path, settings, engine, memory_bytes, progress = request
     with ExitStack() as stack:
-        opened = stack.enter_context(Store(cache_root(cache)))
+        stack.enter_context(opened)
         pool: Executor = SerialExecutor()
 
         def start(jobs: int, work_bytes: int) -> Executor:
@@ -310,9 +355,9 @@ def open_run(
             pool = stack.enter_context(executor(engine, jobs=jobs, work_bytes=work_bytes, memory_bytes=memory_bytes))
             return pool
 
-        ingested = ingest(os.fspath(path), settings, opened, start, progress)
+        ingested = ingest(path, settings, opened, start, progress)
         joined = join(
             ingested.ranks, ingested.uses, ingested.view.ranks, settings, opened, pool=pool, progress=progress
         )
         closing = stack.pop_all()
-    return Run(ingested, joined, settings, opened, pool=pool, progress=progress, closing=closing)
+    return Run(ingested, joined, settings, opened, pool=pool, progress=progress, closing=closing, warnings=warnings)

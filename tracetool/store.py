@@ -8,10 +8,12 @@ Layout below the root, which is the cache directory or a temporary one (`--cache
         r<rank>/<table>.parquet  base tables of one rank, the rank as the file numbers it; `run` for none
         r<rank>/d-<key>/…        tables derived under the settings that the key stands for
         r<rank>/p-<key>/…        what an analysis' per_rank returned
+        sizes                    of every file that was written with a folder: it is whole when all have theirs
     locks/<entry key>            held shared by whoever reads the entry
 
 Everything is written under a temporary name and renamed: a reader never sees half of it, and of two processes
-that make the same thing one wins and the other's copy is dropped.
+that make the same thing one wins and the other's copy is dropped. What a crash of the machine cut short all the same
+is seen by its size, dropped and made again.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +33,7 @@ from typing import IO, TYPE_CHECKING, Self
 
 import msgspec
 
+from tracetool.errors import StoreFailed
 from tracetool.tables import SCHEMAS, empty
 
 if TYPE_CHECKING:
@@ -41,6 +46,12 @@ if TYPE_CHECKING:
 CACHE_BYTES = 20 * 10**9
 """How much the cache may hold; the entries used longest ago go first."""
 _HASH_CHUNK = 1 << 20
+_SPARED_S = 600
+"""An entry used this recently is not evicted: a process that has just found it may not hold it yet."""
+_LEFTOVER_S = 86_400
+"""A temporary folder older than this belongs to a process that was killed."""
+_SIZES = "sizes"
+_KEY = re.compile(r"[\w-]{1,128}")
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -62,10 +73,16 @@ class StoredRank:
     """Steps the user chose; table `steps` then holds only these."""
 
     def files(self, name: str) -> list[Path]:
-        """Return the files that hold the named table: several when several sources tell of this rank."""
-        folders = [self.derived] if self.derived else []
-        found = [Path(folder, f"{name}.parquet") for folder in (*self.base, *folders)]
-        return [path for path in found if path.exists()]
+        """Return the files that hold the named table: several when several sources tell of this rank.
+
+        Raises StoreFailed when a folder is gone: a table that vanished must not be taken for one nobody recorded.
+        """
+        folders = [Path(folder) for folder in (*self.base, *filter(None, [self.derived]))]
+        found = [folder / f"{name}.parquet" for folder in folders]
+        there = [path for path in found if path.exists()]
+        if len(there) < len(found) and (gone := [folder for folder in folders if not folder.is_dir()]):
+            raise StoreFailed(f"{gone[0]}: the tables of rank {self.rank} vanished from the cache; run again")
+        return there
 
     def scan(self, name: str) -> pl.LazyFrame:
         """Return the named table as a lazy frame; typed and without rows when no source has it."""
@@ -91,12 +108,18 @@ class Store:
     """A root directory and the promise that what is in it is whole. Use as a context manager or call close()."""
 
     def __init__(self, root: Path | None) -> None:
-        """Open the cache below `root`, or a temporary store that goes away on close when `root` is None."""
+        """Open the cache below `root`, or a temporary store that goes away on close when `root` is None.
+
+        Raises OSError when nothing can be written there.
+        """
         self._temporary = tempfile.TemporaryDirectory(prefix="tracetool-") if root is None else None
         self.root = Path(self._temporary.name) if self._temporary else root or Path()
         self._locks: dict[str, IO[str]] = {}
         for folder in ("index", "entries", "locks"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
+        probe = self.root / "entries" / f".{uuid.uuid4().hex}"
+        probe.write_bytes(b"1")  # a directory that exists may still be read-only, or its disk full
+        probe.unlink()
 
     @property
     def persistent(self) -> bool:
@@ -117,14 +140,20 @@ class Store:
         if self._temporary:
             self._temporary.cleanup()
         elif self.root.is_dir():
-            evict(self.root, CACHE_BYTES)
+            evict(self.root, CACHE_BYTES, spare_s=_SPARED_S)
 
     def hold(self, key: str) -> None:
         """Keep an entry from being evicted until close; also marks it as used now."""
         if key not in self._locks:
-            self._locks[key] = _lock(self.root, key, fcntl.LOCK_SH)
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(entry_path(self.root, key) / "manifest")
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                self._locks[key] = _lock(self.root, key, fcntl.LOCK_SH)
+        touch(self.root, key)
+
+
+def touch(root: Path, key: str) -> None:
+    """Mark an entry as used now."""
+    with contextlib.suppress(OSError):
+        os.utime(entry_path(root, key) / "manifest")
 
 
 def _lock(root: Path, key: str, how: int) -> IO[str]:
@@ -143,11 +172,46 @@ def entry_path(root: Path, key: str) -> Path:
 
 
 def manifest(root: Path, key: str) -> Manifest | None:
-    """Return what an entry holds; None when the entry is not there."""
+    """Return what an entry holds; None when the entry is not there or not whole."""
+    entry = entry_path(root, key)
     try:
-        return msgspec.json.decode((entry_path(root, key) / "manifest").read_bytes(), type=Manifest)
-    except (FileNotFoundError, msgspec.MsgspecError):
+        found = msgspec.json.decode((entry / "manifest").read_bytes(), type=Manifest)
+    except (OSError, ValueError):
         return None
+    return found if whole(entry) else None
+
+
+def whole(folder: Path) -> bool:
+    """Say whether every file that was written with a folder is there and as long as it was."""
+    try:
+        sizes = msgspec.json.decode((folder / _SIZES).read_bytes(), type=dict[str, int])
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def drop(folder: Path) -> None:
+    """Remove a damaged folder at once, if it is there: it is renamed first, so that nobody takes it for whole."""
+    gone = folder.parent / f".{uuid.uuid4().hex}"
+    with contextlib.suppress(OSError):
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def drop_unreadable(rank: StoredRank) -> bool:
+    """Drop the entries of a rank of which a table cannot be read any more, and say whether there was one."""
+    import polars as pl  # noqa: PLC0415 - see StoredRank.scan
+
+    dropped = False
+    for folder in (*rank.base, *filter(None, [rank.derived])):
+        for path in sorted(Path(folder).glob("*.parquet")):
+            try:
+                pl.read_parquet(path)
+            except (OSError, pl.exceptions.PolarsError):
+                drop(Path(folder) if folder == rank.derived else Path(folder).parent)
+                dropped = True
+                break
+    return dropped
 
 
 def stat_key(path: Path, code: str) -> str:
@@ -177,32 +241,44 @@ def _files(path: Path) -> list[Path]:
 def indexed(root: Path, key: str) -> str | None:
     """Return the entry that holds the file with this stat key, if the cache knows it and still has it."""
     try:
-        entry = (root / "index" / key).read_text()
-    except FileNotFoundError:
+        entry = (root / "index" / key).read_text(encoding="ascii")
+    except (OSError, ValueError):
         return None
-    return entry if manifest(root, entry) else None
+    return entry if _KEY.fullmatch(entry) and manifest(root, entry) else None
 
 
 def index(root: Path, key: str, entry: str) -> None:
     """Remember that the file with this stat key is held by `entry`."""
     temporary = root / "index" / f".{uuid.uuid4().hex}"
-    temporary.write_text(entry)
-    temporary.replace(root / "index" / key)
+    with contextlib.suppress(OSError):  # a full disk: the content's hash will find the entry
+        temporary.write_text(entry, encoding="ascii")
+        temporary.replace(root / "index" / key)
 
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `target` when the block ends well, unless another process was first."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary folder that becomes `target` when the block ends well, unless another process was first.
+
+    Raises StoreFailed when the folder, or what the block writes into it, cannot be written.
+    """
     temporary = target.parent / f".{uuid.uuid4().hex}"
-    temporary.mkdir()
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
         yield temporary
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in files}
+        (temporary / _SIZES).write_bytes(msgspec.json.encode(sizes))
+        if target.is_dir() and not whole(target):
+            drop(target)
         try:
             temporary.rename(target)
         except OSError:
             if not target.is_dir():
                 raise
+    except OSError as error:
+        reason = f"tables cannot be written below {target.parent} ({error.strerror or error})"
+        raise StoreFailed(f"{reason}; make room there, or set TMPDIR and --cache to places that have it") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -227,21 +303,52 @@ def write_manifest(folder: Path, ranks: Sequence[int | None]) -> None:
     (folder / "manifest").write_bytes(msgspec.json.encode(Manifest(ranks=list(ranks))))
 
 
-def evict(root: Path, limit_bytes: int) -> None:
-    """Remove the entries used longest ago until the rest fits; an entry that some process reads stays."""
-    entries = []
-    for entry in (root / "entries").iterdir():
-        size = sum(file.stat().st_size for file in entry.rglob("*") if file.is_file())
-        used = entry / "manifest"
-        entries.append((used.stat().st_mtime_ns if used.exists() else 0, entry.name, size))
+def evict(root: Path, limit_bytes: int, *, spare_s: float = 0) -> None:
+    """Remove the entries used longest ago until the rest fits; an entry that some process reads stays.
+
+    So does one used in the last `spare_s` seconds. What killed processes left behind goes too.
+    """
+    now = time.time()
+    for left in (*(root / "entries").glob(".*"), *(root / "entries").glob("*/r*/.*"), *(root / "index").glob(".*")):
+        with contextlib.suppress(OSError):
+            if now - left.stat().st_mtime > _LEFTOVER_S:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    entries = [
+        (_mtime(entry / "manifest"), entry.name, _bytes_below(entry))
+        for entry in (root / "entries").iterdir()
+        if not entry.name.startswith(".")
+    ]
     total = sum(size for _, _, size in entries)
-    for _, key, size in sorted(entries):
+    gone = set()
+    for used, key, size in sorted(entries):
         if total <= limit_bytes:
-            return
+            break
+        if now - used < spare_s:
+            continue
         try:
             lock = _lock(root, key, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError:  # held by a reader, or a file system without locks
             continue
         with lock:
-            shutil.rmtree(entry_path(root, key), ignore_errors=True)
+            drop(entry_path(root, key))
+        gone.add(key)
         total -= size
+    for known in (root / "index").iterdir() if gone else ():
+        with contextlib.suppress(OSError, ValueError):
+            if known.read_text(encoding="ascii") in gone:
+                known.unlink()
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # another process may be evicting, too
+            total += path.stat().st_size if path.is_file() else 0
+    return total
