@@ -24,7 +24,11 @@ UNEVEN_OPS: Final = ("all_to_all", "gather", "scatter")
 _CLOCK_NOISE_NS: Final = 100_000
 """How far two devices of one host may be apart on the host's clock (25 µs were measured between two GPUs)."""
 
-_COLUMNS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {"name": pl.String, "common_ns": pl.Int64}
+_COLUMNS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
+    "name": pl.String,
+    "common_ns": pl.Int64,
+    "launch_ns": pl.Int64,
+}
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,15 @@ def match(rows: pl.DataFrame) -> Matched:
     """Match the communications of one group.
 
     `rows`: rank, event, op, seq, step, start_ns, dur_ns, bytes, peer of every member, any order; `name` (kernel, to be
-    compared where no arguments were recorded) and `common_ns` (start on a clock that all members share) may be null or
-    absent. The answer is sorted by (rank, start_ns, event).
+    compared where no arguments were recorded), `common_ns` (start on a clock that all members share) and `launch_ns`
+    (start of the launch call) may be null or absent. Order is that of the launches, which a communicator wants alike on
+    all members: on several streams their starts may overtake each other. The answer is sorted by
+    (rank, start_ns, event).
     """
     whole = rows.with_columns(pl.lit(None, dtype=t).alias(n) for n, t in _COLUMNS.items() if n not in rows.columns)
-    ordered = whole.sort("rank", "start_ns", "event").with_columns(op=pl.col("op").cast(pl.String))
+    ordered = whole.sort("rank", pl.coalesce("launch_ns", "start_ns"), "start_ns", "event").with_columns(
+        op=pl.col("op").cast(pl.String)
+    )
     p2p = pl.col("op").is_in(P2P_OPS)
     paired = p2p & pl.col("peer").is_not_null() & (pl.col("op") != "send_recv")
     numbered = ~p2p & pl.col("seq").is_not_null()
