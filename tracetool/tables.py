@@ -515,6 +515,20 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             ),
         },
     ),
+    "windows": Schema(
+        "W of the pipeline for each step of this rank: first forward start to last backward end over the stages.",
+        {
+            "rank": _RANK,
+            "replica": Column(pl.Int32, "Number of the pipeline it belongs to."),
+            "stage": Column(pl.Int32, "Stage of the rank, from 0."),
+            "step": Column(pl.Int32, "Step; null in a trace without steps.", nullable=True),
+            "iteration": Column(pl.Int32, "The step, else the ordinal of the training step within the trace."),
+            "start_ns": Column(pl.Int64, "Start, ns."),
+            "end_ns": Column(pl.Int64, "End, ns."),
+            "first_backward_ns": Column(pl.Int64, "Start of this rank's first backward, ns."),
+            "last_forward_ns": Column(pl.Int64, "End of this rank's last forward, ns."),
+        },
+    ),
     "bubbles": Schema(
         "Stretches between two pipeline slots in which the next slot's input had not been sent.",
         {

@@ -1,0 +1,187 @@
+"""JOIN of pipelines: one job a replica. What its stages know together becomes facts about each rank.
+
+A replica is a group of role pp. Its job reads the slots of its ranks and the launches of its sends and receives from
+the store, and writes the windows, bubbles and waits of each rank, in that rank's own clock, back to the store. Only
+slots and windows come back.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from tracetool import store
+from tracetool.engine import in_order
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from concurrent.futures import Executor
+
+    import polars as pl
+
+    from tracetool.join.clocks import Clocks
+    from tracetool.join.windows import Replica
+    from tracetool.store import StoredRank
+    from tracetool.tables import Tables
+
+_FOLDER: Final = "pipeline"
+_FACTS: Final = ("windows", "bubbles", "sends")
+
+
+class PipelineJob(NamedTuple):
+    """One replica: its number, all its ranks in order, those that were traced, and where the waits of each lie."""
+
+    number: int
+    ranks: tuple[int, ...]
+    members: tuple[StoredRank, ...]
+    waits: tuple[tuple[str, ...], ...]
+    """Of each member the files with the waits of its sends and receives."""
+    clocks: Clocks
+    target: str
+
+
+class Pipelines(NamedTuple):
+    """What all replicas tell: small tables for analyses, and sentences."""
+
+    tables: Mapping[str, pl.DataFrame]
+    """pipeline (one row a replica), pipeline_slots, pipeline_windows; empty without a pipeline."""
+    notes: tuple[str, ...]
+
+
+def replicas_of(groups: pl.DataFrame) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    """Return (ranks, traced ranks, group ids) of every pipeline: the largest groups of role pp, by their ranks.
+
+    `groups` is that table of the run. A group whose ranks all lie in a larger one of the role (pairs of neighbours)
+    belongs to it.
+    """
+    rows = [
+        (tuple(row["ranks"] or row["members"]), tuple(row["members"]), row["group_id"])
+        for row in groups.iter_rows(named=True)
+        if row["role"] == "pp" and max(row["size"] or 0, len(row["ranks"])) > 1 and row["ranks"]
+    ]
+    found: dict[tuple[int, ...], tuple[set[int], list[int]]] = {}
+    for ranks, members, group in sorted(rows, key=lambda row: (-len(row[0]), row[0], row[2])):
+        home = next((known for known in found if set(ranks) <= set(known)), None)
+        traced, ids = found.setdefault(ranks if home is None else home, (set(), []))
+        traced |= set(members)
+        ids.append(group)
+    return sorted((ranks, tuple(sorted(traced)), tuple(sorted(ids))) for ranks, (traced, ids) in found.items())
+
+
+def join_pipelines(
+    ranks: Sequence[StoredRank],
+    groups: pl.DataFrame,
+    clocks: Clocks,
+    folder: Path,
+    pool: Executor,
+    *,
+    waits_of: tuple[str, ...] = ("", "-arrivals"),
+) -> Pipelines:
+    """Put the stages of every replica together; `waits_of` are the endings of the folders that hold a group's waits."""
+    import polars as pl  # noqa: PLC0415 - keeps `--help` fast
+
+    by_number = {rank.rank: rank for rank in ranks}
+    jobs = [
+        PipelineJob(
+            number=number,
+            ranks=everyone,
+            members=tuple(by_number[rank] for rank in traced),
+            waits=tuple(
+                tuple(str(folder / f"g{group}{end}" / f"r{rank}.parquet") for group in ids for end in waits_of)
+                for rank in traced
+            ),
+            clocks=clocks,
+            target=str(folder / _FOLDER / f"p{number}"),
+        )
+        for number, (everyone, traced, ids) in enumerate(replicas_of(groups))
+    ]
+    if not jobs:
+        return Pipelines({}, ())
+    found = in_order([pool.submit(join_replica, job) for job in jobs], lambda _: None)
+    structures = [one.structure._asdict() for one in found if one.structure is not None]
+    notes: dict[str, int] = {}
+    for one in found:
+        for note in one.notes:
+            notes[note] = notes.get(note, 0) + 1
+    tables = {"pipeline": pl.DataFrame([{**row, "ranks": list(row["ranks"])} for row in structures], schema=_schema())}
+    if structures:
+        tables["pipeline_slots"] = pl.concat([one.slots for one in found])
+        tables["pipeline_windows"] = pl.concat([one.windows for one in found])
+    many = f" ({{}} of {len(jobs)} pipelines)" if len(jobs) > 1 else ""
+    return Pipelines(tables, tuple(note + many.format(count) for note, count in notes.items()))
+
+
+def _schema() -> dict[str, pl.DataType | type[pl.DataType]]:
+    import polars as pl  # noqa: PLC0415 - keeps `--help` fast
+
+    return {
+        "replica": pl.Int32, "ranks": pl.List(pl.Int32), "stages": pl.Int32, "chunks": pl.Int32,
+        "microbatches": pl.Int32, "schedule": pl.String, "exact": pl.Boolean, "why": pl.String, "source": pl.String,
+        "complete": pl.Boolean,
+    }  # fmt: skip
+
+
+def join_replica(job: PipelineJob) -> Replica:
+    """Put one replica together and write the facts of its ranks. Runs in a worker."""
+    import polars as pl  # noqa: PLC0415 - workers only
+
+    from tracetool.join.windows import TRANSFER_SCHEMA, replica  # noqa: PLC0415 - same
+
+    slots, transfers = [], [pl.DataFrame(schema=TRANSFER_SCHEMA)]
+    for member, files in zip(job.members, job.waits, strict=True):
+        mine = member.table("slots")
+        steps = member.table("steps", ["step"])["step"].drop_nulls()
+        slots.append(mine.filter(pl.col("step").is_null() | pl.col("step").is_in(steps.implode())))
+        transfers.append(_transfers(member, files))
+    made = replica(job.number, job.ranks, pl.concat(slots), pl.concat(transfers), job.clocks)
+    with store.new_folder(Path(job.target)) as folder:
+        for name, table in zip(_FACTS, (made.windows, made.bubbles, made.waits), strict=True):
+            for (rank,), mine in table.partition_by("rank", as_dict=True, maintain_order=True).items():
+                mine.write_parquet(folder / f"r{rank}-{name}.parquet", compression="lz4", statistics=False)
+    return made
+
+
+def _transfers(member: StoredRank, files: Sequence[str]) -> pl.DataFrame:
+    """Return the rank's sends and receives of the pipeline, join.windows.TRANSFER_SCHEMA."""
+    import polars as pl  # noqa: PLC0415 - workers only
+
+    from tracetool.join.windows import TRANSFER_SCHEMA  # noqa: PLC0415 - same
+
+    parts = [pl.read_parquet(path, columns=["event", "basis"]) for path in files if Path(path).exists()]
+    if not parts:
+        return pl.DataFrame(schema=TRANSFER_SCHEMA)
+    launches = member.table("gpu", ["event", "launch_start_ns"]).drop_nulls()
+    return (
+        member.table("comms", ["rank", "event", "op", "start_ns", "dur_ns"])
+        .join(pl.concat(parts), on="event", how="inner", maintain_order="left")
+        .join(launches, on="event", how="inner", maintain_order="left")
+        .with_columns(end_ns=pl.col("start_ns") + pl.col("dur_ns"))
+        .filter(pl.col("op").cast(pl.String).is_in(["send", "recv", "send_recv"]))
+        .select(pl.col(name).cast(dtype) for name, dtype in TRANSFER_SCHEMA.items())
+    )
+
+
+def pipeline_facts(folder: str, rank: int, waits: pl.DataFrame | None) -> Tables:
+    """Return `windows`, `bubbles` and `waits` of one rank as far as there are any; `waits` as the slots tell it."""
+    import polars as pl  # noqa: PLC0415 - workers only
+
+    from tracetool.tables import conform  # noqa: PLC0415 - same
+
+    facts: Tables = {}
+    read = {
+        name: [pl.read_parquet(path) for path in sorted(Path(folder, _FOLDER).glob(f"p*/r{rank}-{name}.parquet"))]
+        for name in _FACTS
+    }
+    for name in ("windows", "bubbles"):
+        if read[name]:
+            facts[name] = conform(name, pl.concat(read[name])).sort("start_ns", "end_ns")
+    if waits is not None and read["sends"]:
+        told = pl.concat(read["sends"]).select("event", by_slots="wait_end_ns").unique("event", keep="first")
+        facts["waits"] = waits.join(told, on="event", how="left", maintain_order="left").select(
+            "rank",
+            "event",
+            wait_end_ns=pl.coalesce("by_slots", "wait_end_ns"),
+            role="role",
+            basis=pl.when(pl.col("by_slots").is_not_null()).then(pl.lit("slots")).otherwise("basis"),
+        )
+    return facts
