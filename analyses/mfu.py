@@ -55,11 +55,11 @@ NEEDS: Final = ("events",)
 GATES: Final = {"min-mfu": ("mfu_by_convention", "min")}
 
 LOWER_BOUND: Final = 0.95
-"""Coverage below which figures from shapes are lower bounds (DESIGN §7)."""
+"""Coverage below which figures from shapes are lower bounds."""
 TOO_LITTLE: Final = 0.5
-"""Coverage below which there are none (DESIGN §7)."""
+"""Coverage below which there are none."""
 APART: Final = 0.10
-"""Difference of two sources of FLOPs that is worth a finding (DESIGN §7)."""
+"""Difference of two sources of FLOPs that is worth a finding."""
 ABOVE_PEAK: Final = 1.02
 """A product this much above its dense peak cannot be: short kernels are timed to about two percent."""
 HINT: Final = "--model config.json --tokens-per-step N (or --flops-per-step) counts them from the model"

@@ -1,7 +1,5 @@
 """Make the simulated sample traces again: `python sample_traces/make.py [DIRECTORY]` (default: beside this file)."""
 
-# ruff: noqa: INP001 - a script, not a package
-
 from __future__ import annotations
 
 import sys

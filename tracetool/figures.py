@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tracetool.results import Severity
 
 NEGLIGIBLE: Final = 0.01
-"""A finding below this share of the step is info, whatever it is about (DESIGN §6)."""
+"""A finding below this share of the step is info, whatever it is about."""
 
 
 def share(part: int, whole: int) -> float | None:

@@ -76,7 +76,7 @@ def _answer(job: RankJob, name: str, facts: Tables) -> Answer:
         return Answer(known, "")
     try:
         tables = per_rank(job.rank, facts, job.settings)
-    except Exception as error:  # noqa: BLE001 - DESIGN: an exception becomes status "error", the others still run
+    except Exception as error:  # noqa: BLE001 - the contract: an exception is the answer "error", the others still run
         damaged = job.keep and store.drop_unreadable(job.rank)
         why = "its tables in the cache were damaged and have been dropped; run again" if damaged else _sentence(error)
         return Answer(None, f"rank {job.rank.rank}: {why}")
@@ -285,7 +285,7 @@ def _reduce(analysis: Analysis, answers: Sequence[Answer], view: RunView, settin
     parts = {name: pl.concat([tables[name] for tables in good if name in tables], how="diagonal") for name in names}
     try:
         return analysis.analyze(parts, view, settings)
-    except Exception as error:  # noqa: BLE001 - DESIGN: an exception becomes status "error", the others still run
+    except Exception as error:  # noqa: BLE001 - the contract: an exception is the answer "error", the others still run
         return Result(status="error", reason=_sentence(error))
 
 
