@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from tracetool import store
 from tracetool.engine import in_order
 from tracetool.errors import UsageError
-from tracetool.joinpipeline import join_pipelines, pipeline_facts
 from tracetool.read import core_key, settings_key
 from tracetool.segmentmap import SegmentJob, segment_rank
 
@@ -97,10 +96,7 @@ class Joined:
 
 
 def facts_of(folder: str, groups: Sequence[int], rank: int) -> Tables:
-    """Return the facts about one rank: `waits`, sorted by event, `clock`, its one row, and what its pipeline tells.
-
-    Empty: nothing is known.
-    """
+    """Return the facts about one rank: `waits`, sorted by event, and `clock`, its one row. Empty: nothing is known."""
     import polars as pl  # noqa: PLC0415 - workers only
 
     from tracetool.tables import conform  # noqa: PLC0415 - same
@@ -113,7 +109,7 @@ def facts_of(folder: str, groups: Sequence[int], rank: int) -> Tables:
     frames = [pl.read_parquet(path) for path in parts if path.exists()]
     if frames:
         facts["waits"] = conform("waits", pl.concat(frames, how="diagonal")).sort("event")
-    return {**facts, **pipeline_facts(folder, rank, facts.get("waits"))}
+    return facts
 
 
 def match_group(job: GroupJob) -> GroupReport:
@@ -282,7 +278,6 @@ def join(
     clocks.ranks.write_parquet(folder / "clock.parquet")
     later = [job for job, report in zip(jobs, reports, strict=True) if report.needs_clocks]
     reports += in_order([pool.submit(arrive_group, job, clocks) for job in later], lambda _: None)
-    pipelines = join_pipelines(ranks, groups, clocks, folder, pool)
     store.write_manifest(folder, [])
     groups_of = {
         rank.rank: tuple(job.group_id for job in jobs if rank.rank in {m.rank for m in job.members}) for rank in ranks
@@ -309,7 +304,6 @@ def join(
             "collective_worst": pl.concat([report.worst for report in reports]).sort(
                 "wait_ns", "group_id", "instance", descending=[True, False, False]
             ),
-            **pipelines.tables,
         },
         folder=str(folder),
         groups_of=groups_of,
@@ -318,7 +312,6 @@ def join(
             *(host_notes if len(jobs) else ()),
             *clocks.notes,
             *sentences([told for report in reports for told in report.told]),
-            *pipelines.notes,
         ),
     )
 
