@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tracetool import store
+from tracetool import registry, store
+from tracetool.discover import read_head
 from tracetool.engine import in_order
 from tracetool.errors import UsageError
+from tracetool.joinpipeline import join_pipelines, pipeline_facts
 from tracetool.read import core_key, settings_key
 from tracetool.segmentmap import SegmentJob, segment_rank
 
@@ -96,7 +98,10 @@ class Joined:
 
 
 def facts_of(folder: str, groups: Sequence[int], rank: int) -> Tables:
-    """Return the facts about one rank: `waits`, sorted by event, and `clock`, its one row. Empty: nothing is known."""
+    """Return the facts about one rank: `waits`, sorted by event, `clock`, its one row, and what its pipeline tells.
+
+    Empty: nothing is known.
+    """
     import polars as pl  # noqa: PLC0415 - workers only
 
     from tracetool.tables import conform  # noqa: PLC0415 - same
@@ -109,7 +114,7 @@ def facts_of(folder: str, groups: Sequence[int], rank: int) -> Tables:
     frames = [pl.read_parquet(path) for path in parts if path.exists()]
     if frames:
         facts["waits"] = conform("waits", pl.concat(frames, how="diagonal")).sort("event")
-    return facts
+    return {**facts, **pipeline_facts(folder, rank, facts.get("waits"))}
 
 
 def match_group(job: GroupJob) -> GroupReport:
@@ -252,8 +257,9 @@ def join(
     from tracetool.join.clocks import solve  # noqa: PLC0415 - same
     from tracetool.join.groups import adopt, unify  # noqa: PLC0415 - same
 
+    curve = {"bandwidth_curve": ceiling_curve(settings.nccl_tests)} if settings.nccl_tests else {}
     if not seen.height:
-        return Joined()
+        return Joined(tables=curve)
     listed = pl.concat([rank.table("process_groups") for rank in ranks])
     adopted = adopt(seen, listed)
     groups = unify(adopted.seen, listed)
@@ -271,13 +277,14 @@ def join(
         progress("joining", done, len(jobs))
 
     reports = in_order([pool.submit(match_group, job) for job in jobs], matched)
-    samples = pl.concat([report.samples for report in reports]) if reports else None
-    if samples is None:
-        return Joined(tables={"groups": groups}, notes=adopted.notes)
+    if not reports:
+        return Joined(tables={"groups": groups, **curve}, notes=adopted.notes)
+    samples = pl.concat([report.samples for report in reports])
     clocks = solve(samples, hosts.drop("assumed"), pl.concat([report.pairs for report in reports]))
     clocks.ranks.write_parquet(folder / "clock.parquet")
     later = [job for job, report in zip(jobs, reports, strict=True) if report.needs_clocks]
     reports += in_order([pool.submit(arrive_group, job, clocks) for job in later], lambda _: None)
+    pipelines = join_pipelines(ranks, groups, clocks, folder, pool)
     store.write_manifest(folder, [])
     groups_of = {
         rank.rank: tuple(job.group_id for job in jobs if rank.rank in {m.rank for m in job.members}) for rank in ranks
@@ -288,7 +295,9 @@ def join(
     )
     return Joined(
         tables={
+            **curve,
             "groups": groups,
+            "hosts": hosts.select("rank", "host", "assumed"),
             "clocks": clocks.ranks,
             "clock_kinds": clocks.kinds,
             "clock_checks": pl.DataFrame(
@@ -304,6 +313,7 @@ def join(
             "collective_worst": pl.concat([report.worst for report in reports]).sort(
                 "wait_ns", "group_id", "instance", descending=[True, False, False]
             ),
+            **pipelines.tables,
         },
         folder=str(folder),
         groups_of=groups_of,
@@ -312,6 +322,7 @@ def join(
             *(host_notes if len(jobs) else ()),
             *clocks.notes,
             *sentences([told for report in reports for told in report.told]),
+            *pipelines.notes,
         ),
     )
 
@@ -351,9 +362,9 @@ def _jobs(
 
 
 _SENTENCES = {
-    "disagree steps": "{where}: its ranks disagree on operations, sizes, counts or times; {count} of {of} "
+    "disagree steps": "{where}: ranks disagree on operations, sizes, counts or times; {count} of {of} "
     "communications are not matched",
-    "disagree sequence numbers": "sequence numbers {where}: its ranks disagree on operations or sizes; {count} of {of} "
+    "disagree sequence numbers": "sequence numbers {where}: ranks disagree on operations or sizes; {count} of {of} "
     "communications are not matched",
     "peerless": "{count} of {of} communications are sends and receives whose peers nobody recorded; not paired",
     "outside": "{count} of {of} communications belong to no step; without sequence numbers they are not matched",
@@ -421,6 +432,22 @@ def hosts_of(identities: pl.DataFrame, settings: Settings) -> tuple[pl.DataFrame
         host=pl.Series(names, dtype=pl.String), assumed=pl.Series(guessed, dtype=pl.Boolean)
     )
     return hosts, notes
+
+
+def ceiling_curve(path: str) -> pl.DataFrame:
+    """Return table `bandwidth_curve` of the file given with `--nccl-tests`.
+
+    Raises UsageError when the file cannot be read or is no output of nccl-tests.
+    """
+    source = Path(path)
+    try:
+        parser = registry.sniff(source, read_head(source))
+        tables = parser.parse(source, registry.ParseOptions(display_path=path)) if parser else {}
+    except OSError as error:
+        raise UsageError(f"--nccl-tests {path}: {error.strerror or error}") from None
+    if "bandwidth_curve" not in tables:
+        raise UsageError(f"--nccl-tests {path}: is no output of nccl-tests; give what e.g. all_reduce_perf printed")
+    return tables["bandwidth_curve"]
 
 
 def _hosts_file(path: str) -> dict[int, str]:
