@@ -283,7 +283,9 @@ def _groups(ranges: pl.DataFrame, known: pl.DataFrame) -> tuple[pl.DataFrame, di
     )
     made = made.with_columns(group=pl.Series(nccl.communicator_name(made["communicator"].to_list()), dtype=pl.String))
     members: dict[str, list[int]] = {}
-    for (group,), part in made.group_by("group", maintain_order=True):
+    # numbers that are assumed here may be others in the run: members are then told by who uses the communicator
+    named = made.clear() if "assumed" in known["rank_source"].to_list() else made
+    for (group,), part in named.group_by("group", maintain_order=True):
         whole = part.height == part["comm_ranks"][0]  # asked first: the number comes from the file
         complete = whole and part["comm_rank"].to_list() == list(range(part.height))
         if complete and not (part["rank"] < 0).any():

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tracetool.tables import Tables
 
 FORMAT = "nsight"
+SEVERAL_RANKS = True
 CONVERT = ("nsys", "export", "-t", "sqlite", "-f", "true", "-q", "true", "-o", "{target}", "{source}")
 """Makes an export of a report; `--include-blobs=true` is added where nsys knows it."""
 

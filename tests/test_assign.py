@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tracetool.assign import assign, choose, gaps, ranges
+from tracetool.assign import assign, choose, gaps, nameless, ranges, renumbered
 from tracetool.discover import Source
 from tracetool.errors import UsageError
 from tracetool.read import RankSummary, SourceReport
@@ -22,12 +22,13 @@ def _report(
     events: int = 1,
     unix: tuple[int, int] | None = None,
     iteration: int | None = None,
+    told: str = "metadata",
 ) -> SourceReport:
     source = Source(Path(name), name, "kineto", "kineto", 1, 1, rank, by, iteration)
     summaries = tuple(
         RankSummary(
             local=local,
-            rank_source="metadata" if local >= 0 else None,
+            rank_source=told if local >= 0 else None,
             world_size=None,
             events=events,
             steps=list(steps),
@@ -61,6 +62,27 @@ def test_several_traces_without_a_rank_are_an_error_that_names_the_option() -> N
         assign([_report("a", -1), _report("b", -1)])
     with pytest.raises(UsageError, match=r"1 of 2 traces"):
         assign([_report("a", 0), _report("b", -1)])
+
+
+def test_a_log_without_a_rank_is_left_out_beside_sources_that_tell_theirs_and_it_is_said() -> None:
+    reports = [_report("dump", 4, events=0), _report("a.log", -1, events=0), _report("b.log", -1, events=0)]
+    claims = assign(reports)
+    assert [(claim.rank, claim.name) for claim in claims] == [(4, "dump")]
+    (note,) = nameless(reports, claims)
+    assert note.startswith("2 logs or dumps tell of processes")
+    assert "a.log, b.log; --rank-regex" in note
+    assert nameless(reports[:1], claims) == []
+
+
+def test_a_lone_trace_stays_rank_0_beside_a_log_that_tells_none() -> None:
+    reports = [_report("trace", -1), _report("a.log", -1, events=0)]
+    assert _found(*reports) == [(0, "assumed", "trace")]
+    assert "a.log" in nameless(reports, assign(reports))[0]
+
+
+def test_logs_alone_that_tell_no_rank_are_an_error() -> None:
+    with pytest.raises(UsageError, match=r"2 of 2 traces .*--rank-regex"):
+        assign([_report("a.log", -1, events=0), _report("b.log", -1, events=0)])
 
 
 def test_ranks_of_a_file_with_several_keep_their_numbers_whatever_its_name() -> None:
@@ -116,3 +138,32 @@ def test_gaps_are_told_against_the_world_or_the_highest_rank() -> None:
 def test_ranges() -> None:
     assert ranges([]) == ""
     assert ranges([3, 1, 2, 7, 7]) == "1-3, 7"
+
+
+def _node(name: str, count: int, *, node: int | None = None, unix: tuple[int, int] | None = None) -> SourceReport:
+    return _report(name, *range(count), rank=node, by=None if node is None else "option", told="assumed", unix=unix)
+
+
+def test_files_of_several_numbered_ranks_are_the_nodes_of_one_run() -> None:
+    found = assign([_node("a", 2), _node("b", 3), _report("c", 9), _node("d", 2, unix=(0, 9))])
+    assert [claim.rank for claim in found] == [0, 1, 2, 3, 4, 9, 5, 6]
+    notes = {name: renumbered([c for c in found if c.name == name]) for name in "abcd"}
+    assert [notes["a"], notes["c"]] == ["", ""]
+    assert "assumed to be 2-4 of the run: counted on from the files before it" in notes["b"]
+    assert "assumed to be 5-6" in notes["d"]
+
+
+def test_the_option_numbers_nodes_of_numbered_ranks() -> None:
+    found = assign([_node("a", 4, node=2), _node("b", 4, node=0)])
+    assert [claim.rank for claim in found] == [8, 9, 10, 11, 0, 1, 2, 3]
+    assert "8-11 of the run: --rank-regex told the node" in renumbered(found[:4])
+    with pytest.raises(UsageError, match=r"different numbers of ranks \(a: 4, b: 2\)"):
+        assign([_node("a", 4, node=2), _node("b", 2, node=0)])
+
+
+def test_numbered_ranks_recorded_one_after_the_other_are_iterations() -> None:
+    claims = assign([_node("a", 2, unix=(0, 99)), _node("b", 2, unix=(100, 200))])
+    assert [claim.rank for claim in claims] == [0, 1, 0, 1]
+    chosen, note = choose(1, [claim for claim in claims if claim.rank == 1], Settings())
+    assert chosen[0].name == "b"
+    assert "the last of 2 iterations" in note

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tracetool import registry, store
 from tracetool.anonymize import anonymize
-from tracetool.assign import Claim, assign, choose, gaps, ranges
+from tracetool.assign import Claim, assign, choose, gaps, ranges, renumbered
 from tracetool.discover import Discovery, Source, discover
 from tracetool.engine import in_order
 from tracetool.errors import NothingReadable, UsageError
@@ -88,6 +88,8 @@ def ingest(
 def _wanted(source: Source, settings: Settings) -> bool:
     """Leave out a source before reading it only when the user's own pattern says it is another rank."""
     if settings.ranks is None or source.rank_source != "option":
+        return True
+    if registry.holds_several_ranks(source.parser):  # there the pattern may tell a node
         return True
     return source.rank in settings.ranks
 
@@ -206,6 +208,7 @@ def _sources(reports: Sequence[SourceReport], chosen: Mapping[int, list[Claim]])
         used = {rank: claim for rank, claims in chosen.items() for claim in claims if claim.report is report}
         assumed = [rank for rank, claim in used.items() if claim.rank_source == "assumed" and claim.summary.local == -1]
         notes = [f"no rank in its metadata or name: rank {rank} is assumed" for rank in assumed]
+        notes += [moved] if (moved := renumbered(list(used.values()))) else []
         if report.error:
             row = {
                 "path": report.source.display, "format": report.source.format, "bytes": report.source.bytes,

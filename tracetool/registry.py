@@ -32,7 +32,7 @@ class Parser(Protocol):
     """A module in parsers/. Its docstring links the specification of the format.
 
     It may also define `CONVERT`, the command line (a tuple of words with {source} and {target}) that makes a
-    readable form of a source in the store.
+    readable form of a source in the store, and `SEVERAL_RANKS = True` where a file may hold several ranks.
     """
 
     __name__: str
@@ -147,6 +147,11 @@ def analyses() -> Mapping[str, Analysis]:
             raise TracetoolError(f"analysis {name}: unknown need {', '.join(unknown)}; known: {', '.join(NEEDS)}")
         found[name] = analysis
     return found
+
+
+def holds_several_ranks(parser: str) -> bool:
+    """Say whether files of a parser, by its module's name, may hold several ranks (its `SEVERAL_RANKS`)."""
+    return any(p.__name__.endswith(f".{parser}") and getattr(p, "SEVERAL_RANKS", False) for p in parsers())
 
 
 def sniff(path: Path, head: bytes) -> Parser | None:
