@@ -1,0 +1,220 @@
+"""Why a pipeline idles: the same order of slots replayed with ever more of the truth, and with changes made to it.
+
+Rungs, each a replay of the observed order (a slot starts when the one before it on its rank and the one that makes its
+input have ended) over values of one step:
+  even        every stage the mean of the stages: the schedule's own bubble
+  stages      each stage its median over replicas and micro-batches: + stage_imbalance
+  ranks       each rank its own median: + slow_rank
+  real        every slot as it was: + jitter
+  moved       + the time its input took to arrive: + transfer
+The idle of a rung is p·T − the durations used; a cause is the difference between two rungs, so that causes add up and
+single ones may be negative. What is left to the measured bubble is host_and_rest. Medians let one slow rank stand out
+from a slow stage. Method: arXiv 2505.05713, with medians over replicas in place of means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from tracetool.join.replay import graph
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tracetool.join.replay import Graph
+    from tracetool.join.schedule import Order
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+CAUSES: Final = ("schedule", "stage_imbalance", "slow_rank", "jitter", "transfer", "host_and_rest")
+RUNGS: Final = ("even", "stages", "ranks", "real", "moved")
+_KEY: Final = ["virtual", "kind", "microbatch"]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Slots of steps and replicas that have the same order, as arrays: one row a slot, one column a (replica, step)."""
+
+    nodes: pl.DataFrame
+    """node, stage, virtual, kind, microbatch."""
+    columns: pl.DataFrame
+    """replica, iteration."""
+    start: Floats
+    """Relative to the start of the column's window, ns."""
+    dur: Floats
+    transfer: Floats
+    """How long the slot's input moved; 0 where it is not known."""
+    order: tuple[Ints, ...]
+    """Nodes of each stage in order."""
+
+    @property
+    def stages(self) -> int:
+        """Number of pipeline ranks."""
+        return len(self.order)
+
+    @property
+    def measured(self) -> Floats:
+        """Length of each column's window."""
+        return np.asarray((self.start + self.dur).max(axis=0))
+
+    def edges(self) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
+        """Return source and target of each edge, and whether data moves along it to another rank."""
+        before = np.concatenate([mine[:-1] for mine in self.order])
+        after = np.concatenate([mine[1:] for mine in self.order])
+        made, needs = flow(self.nodes)
+        stage = self.nodes["stage"].to_numpy()
+        return (
+            np.concatenate([before, made]),
+            np.concatenate([after, needs]),
+            np.append(np.zeros(len(before), bool), stage[made] != stage[needs]),
+        )
+
+    def graph(self) -> tuple[Graph, npt.NDArray[np.bool_], Ints]:
+        """Return the graph to replay, which of its edges go to another rank, and the target of each edge."""
+        source, target, data = self.edges()
+        return graph(self.nodes.height, source, target), data, target
+
+
+def flow(nodes: pl.DataFrame) -> tuple[Ints, Ints]:
+    """Return (maker, taker) of every input: forwards go up the virtual stages, backwards come down from the last."""
+    last = int(nodes["virtual"].to_numpy().max())
+    kind, virtual = pl.col("kind"), pl.col("virtual")
+    wanted = nodes.select(
+        "microbatch",
+        taker="node",
+        kind=pl.when((kind == "B") & (virtual == last))
+        .then(pl.lit("F"))
+        .when(kind == "W")
+        .then(pl.lit("B"))
+        .otherwise(kind),
+        virtual=pl.when(kind == "F")
+        .then(virtual - 1)
+        .when((kind == "B") & (virtual < last))
+        .then(virtual + 1)
+        .otherwise(virtual),
+    )
+    both = wanted.join(nodes.select(*_KEY, maker="node"), on=_KEY, how="inner").sort("taker", "maker")
+    return both["maker"].to_numpy().astype(np.int64), both["taker"].to_numpy().astype(np.int64)
+
+
+def alike(slots: pl.DataFrame) -> list[Slots]:
+    """Return the slots of a run (join.windows.SLOT_SCHEMA, all of them numbered), put together where orders are equal.
+
+    Steps that lack a slot that others have are left out.
+    """
+    numbered = slots.drop_nulls(["virtual", "microbatch"])
+    if not numbered.height:
+        return []
+    nodes = numbered.select("stage", *_KEY).unique().sort("stage", *_KEY).with_row_index("node")
+    nodes = nodes.with_columns(pl.col("node").cast(pl.Int64))
+    placed = (
+        numbered.join(nodes, on=["stage", *_KEY], how="left")
+        .with_columns(dur=pl.col("end_ns") - pl.col("start_ns"))
+        .sort("replica", "iteration", "stage", "start_ns", "end_ns", "node")
+    )
+    found: dict[bytes, list[pl.DataFrame]] = {}
+    for part in placed.partition_by("replica", "iteration", maintain_order=True):
+        if part.height == nodes.height:
+            found.setdefault(part["node"].to_numpy().tobytes(), []).append(part)
+    return [_arrays(nodes, parts) for parts in found.values()]
+
+
+def _arrays(nodes: pl.DataFrame, parts: list[pl.DataFrame]) -> Slots:
+    node = parts[0]["node"].to_numpy()
+    stage = nodes["stage"].to_numpy()
+    shape = (nodes.height, len(parts))
+    start, dur, transfer = np.empty(shape), np.empty(shape), np.zeros(shape)
+    for column, part in enumerate(parts):
+        begins = part["start_ns"].to_numpy()
+        start[node, column] = begins - begins.min()
+        dur[node, column] = part["dur"].to_numpy()
+        transfer[node, column] = part["transfer_ns"].fill_null(0).to_numpy()
+    return Slots(
+        nodes=nodes,
+        columns=pl.concat([part.select("replica", "iteration").head(1) for part in parts]),
+        start=start,
+        dur=dur,
+        transfer=transfer,
+        order=tuple(node[stage[node] == s] for s in np.unique(stage)),
+    )
+
+
+def values(slots: Slots) -> dict[str, Floats]:
+    """Return the durations that each rung uses, same shape as `slots.dur`; rungs real and moved use the same."""
+    virtual, kind = slots.nodes["virtual"].to_numpy(), slots.nodes["kind"].to_numpy()
+    iteration = slots.columns["iteration"].to_numpy()
+    even, stages, ranks = (np.empty_like(slots.dur) for _ in range(3))
+    for k in np.unique(kind):
+        held = [np.flatnonzero((kind == k) & (virtual == u)) for u in np.unique(virtual[kind == k])]
+        for rows in held:
+            ranks[rows] = np.median(slots.dur[rows], axis=0)
+        for t in np.unique(iteration):
+            columns = np.flatnonzero(iteration == t)
+            medians = [float(np.median(slots.dur[np.ix_(rows, columns)])) for rows in held]
+            for rows, median in zip(held, medians, strict=True):
+                stages[np.ix_(rows, columns)] = median
+                even[np.ix_(rows, columns)] = np.mean(medians)
+    return {"even": even, "stages": stages, "ranks": ranks, "real": slots.dur, "moved": slots.dur}
+
+
+def rungs(slots: Slots) -> pl.DataFrame:
+    """Return one row a (replica, iteration): T of each rung and its idle as <rung>_ns and <rung>_idle_ns, float ns."""
+    made, data, target = slots.graph()
+    columns = dict[str, Floats]()
+    for name, value in values(slots).items():
+        lag = np.where(data[:, None], slots.transfer[target], 0.0) if name == "moved" else None
+        length = made.replay(value, lag).end.max(axis=0)
+        columns[f"{name}_ns"] = length
+        columns[f"{name}_idle_ns"] = slots.stages * length - value.sum(axis=0)
+    return slots.columns.with_columns(
+        measured_ns=pl.Series(slots.measured), **{name: pl.Series(value) for name, value in columns.items()}
+    )
+
+
+def ladder(rows: pl.DataFrame, bubble_ns: int) -> pl.DataFrame:
+    """Return one row a cause and `total`: cause, ns, share of the bubble; parts sum to `bubble_ns` exactly.
+
+    `rows`: what `rungs` returned of the steps that `bubble_ns` is the bubble of, summed over ranks.
+    """
+    idle = [float(rows[f"{rung}_idle_ns"].sum()) for rung in RUNGS]
+    steps = [idle[0], *(after - before for before, after in pairwise(idle))]
+    parts = [round(step) for step in steps]
+    parts.append(bubble_ns - sum(parts))
+    return pl.DataFrame(
+        {"cause": [*CAUSES, "total"], "ns": [*parts, bubble_ns]}, schema={"cause": pl.String, "ns": pl.Int64}
+    ).with_columns(share=pl.col("ns") / bubble_ns if bubble_ns else pl.lit(None, pl.Float64))
+
+
+def even_window(orders: Sequence[Order], virtual: Sequence[Sequence[int]], length: dict[str, float]) -> float:
+    """Return T of a schedule with the same length for every slot of a kind, free transfers and no gaps.
+
+    `orders`: of each stage; `virtual`: of each stage the virtual stage of each chunk; `length`: of each kind.
+    """
+    rows = [
+        (stage, virtual[stage][chunk], kind, microbatch)
+        for stage, order in enumerate(orders)
+        for kind, microbatch, chunk in order
+    ]
+    nodes = (
+        pl.DataFrame(
+            rows,
+            schema={"stage": pl.Int32, "virtual": pl.Int32, "kind": pl.String, "microbatch": pl.Int32},
+            orient="row",
+        )
+        .with_row_index("node")
+        .with_columns(pl.col("node").cast(pl.Int64))
+    )
+    ends = np.cumsum([len(order) for order in orders])
+    order = tuple(np.arange(end - len(mine), end) for end, mine in zip(ends, orders, strict=True))
+    made, needs = flow(nodes)
+    source = np.concatenate([*(mine[:-1] for mine in order), made])
+    target = np.concatenate([*(mine[1:] for mine in order), needs])
+    value = nodes["kind"].replace_strict(length, return_dtype=pl.Float64).to_numpy()
+    return float(graph(nodes.height, source, target).replay(value).end.max())
