@@ -11,7 +11,7 @@ dropped. at_ns counts from the rank's first record; `series` holds the largest v
 peak_share_of_device = largest reserved ÷ memory of the device, where its size is recorded. unused_share = (reserved −
 allocated) ÷ reserved at the record where reserved was largest (of several, where allocated was).
 growth_bytes_per_step = the median over steps of what is allocated at a step's end less that of the step before, of the
-rank where it is largest; null below three steps.
+rank where it is largest; null below three steps, and for the host, whose earlier allocations no record knows.
 
 Source: PyTorch's profile_memory records (`Total Allocated`, `Total Reserved`); the definitions are tracetool's own.
 Memory that other libraries take from the device (NCCL, cuBLAS workspaces outside the allocator) is in neither.
@@ -19,7 +19,7 @@ Memory that other libraries take from the device (NCCL, cuBLAS workspaces outsid
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import polars as pl
@@ -84,7 +84,10 @@ def _records(rank: RankView) -> pl.DataFrame:
     wide = numbered.group_by(*keys, "turn", maintain_order=True).agg(
         pl.col("value").filter(pl.col("name") == name).first().alias(column) for name, column in _VALUES.items()
     )
-    return wide.sort("device", "at_ns", maintain_order=True).with_row_index("row")
+    # nothing is reserved on the host; the profiler writes 0 there, which would read as a measurement
+    on_host = pl.col("device") < 0
+    told = wide.with_columns(reserved_bytes=pl.when(~on_host).then("reserved_bytes"))
+    return told.sort("device", "at_ns", maintain_order=True).with_row_index("row")
 
 
 def _windows(rank: RankView, records: pl.DataFrame, settings: Settings) -> pl.DataFrame:
@@ -227,7 +230,7 @@ def analyze(parts: Tables, run: RunView, _settings: Settings) -> Result:
     fullest = shown.sort(["peak_reserved_bytes", "rank", "device"], descending=[True, False, False], nulls_last=True)
     worst = fullest.row(0, named=True)
     steps = parts["steps"].sort("rank", "device", "step", maintain_order=True)
-    growth = _growth(steps.filter(pl.col("device") >= 0) if on_gpu.height else steps)
+    growth = _growth(steps.filter(pl.col("device") >= 0))
     grown = growth.row(0, named=True) if growth.height else None
     metrics: dict[str, Value] = {
         "peak_allocated_bytes": _largest(shown["peak_allocated_bytes"]),
@@ -247,20 +250,29 @@ def analyze(parts: Tables, run: RunView, _settings: Settings) -> Result:
     }
     notes = []
     if not on_gpu.height:
-        notes.append("The traces hold memory of the host only.")
+        notes.append(
+            "The traces hold memory of the host only: nothing is reserved there, and what was allocated before the "
+            "recording is not in it, so growth is not told."
+        )
     elif worst["device_memory_bytes"] is None:
         notes.append("The size of the devices is not recorded, so peak_share_of_device is null.")
-    if grown is None:
+    if grown is None and on_gpu.height:
         notes.append(f"Growth needs at least {_STEPS_FOR_GROWTH} steps, so growth_bytes_per_step is null.")
     of = f"of {worst['device_memory_bytes'] / _GIB:.0f} GiB, " if worst["device_memory_bytes"] else ""
     return Result(
         metrics=metrics,
-        headline=[Headline("Peak memory", worst["peak_reserved_bytes"], "bytes", 70, f"{of}reserved, largest rank")],
+        headline=[_headline(worst, of)],
         tables=tables,
         charts=_charts(tables),
         findings=_findings(worst, _row_of(devices, worst), grown),
         notes=notes,
     )
+
+
+def _headline(worst: dict[str, Any], of: str) -> Headline:
+    if worst["peak_reserved_bytes"] is None:
+        return Headline("Peak memory", worst["peak_allocated_bytes"], "bytes", 70, "allocated, largest rank")
+    return Headline("Peak memory", worst["peak_reserved_bytes"], "bytes", 70, f"{of}reserved, largest rank")
 
 
 def _row_of(devices: pl.DataFrame, worst: dict[str, object]) -> int:
