@@ -47,7 +47,6 @@ _NEWEST_KEPT: Final = 8
 _P2P_KEPT: Final = 64
 _LAUNCHES_KEPT: Final = 64
 _WIDTH: Final = 80
-_LINES: Final = 9
 _STACK_FRAMES: Final = 3
 _TABLE_ROWS: Final = 200
 
@@ -200,7 +199,8 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
         "launch_order": launch_order(state, own["launches"]).head(_TABLE_ROWS),
     }
     operation = hangtables.call(state, verdict.operation) if verdict.operation else {}
-    lines = _verdict(state, verdict, tables, operation, hosts)
+    told = _verdict(state, verdict, tables, operation, hosts)
+    lines = [line for _, line in told]
     return Result(
         headline=[Headline("Hang", lines[0], "text", 40, f"confidence {verdict.confidence}")],
         metrics={
@@ -214,7 +214,7 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
             "ranks_expected": len(state.world),
             "dumps_missing": len(set(state.world) - state.known),
         },
-        tables={"verdict": pl.DataFrame({"line": lines}, schema={"line": pl.String}), **tables},
+        tables={"verdict": pl.DataFrame(told, schema={"part": pl.String, "line": pl.String}, orient="row"), **tables},
         findings=_findings(verdict, lines),
         charts=_charts(tables),
         notes=verdict.why,
@@ -230,27 +230,30 @@ def _verdict(
     tables: Mapping[str, pl.DataFrame],
     operation: Mapping[str, object],
     hosts: Mapping[int, str],
-) -> list[str]:
-    """Return the verdict: at most nine lines of 80 columns, the culprits and the cause first."""
+) -> list[tuple[str, str]]:
+    """Return the verdict as (what a line tells, line): at most nine lines of 80 columns, the culprits first."""
     lines = [
-        _who(verdict, hosts),
-        f"Cause: {verdict.cause}, confidence {verdict.confidence}.",
-        f"Why: {verdict.why[0]}",
+        ("who", _who(verdict, hosts)),
+        ("cause", f"Cause: {verdict.cause}, confidence {verdict.confidence}."),
+        ("why", f"Why: {verdict.why[0]}"),
     ]
     if operation:
         group = " ".join(str(operation[key]) for key in ("group", "group_desc") if operation[key])
         sizes = " ".join(str(operation[key]) for key in ("in_sizes", "dtype") if operation[key])
-        lines.append(f"Operation: {operation['op']} seq {operation['seq']} {sizes}".rstrip())
-        lines.append(f"  of group {group}, ranks {operation['group_ranks']}")
+        called = f"{operation['op'] or 'unknown'} seq {operation['seq']} {sizes}"
+        lines.append(("operation", f"Operation: {called}".rstrip()))
+        lines.append(("group", f"  of group {group}, ranks {operation['group_ranks']}"))
     for row in tables["waiting"].head(1).iter_rows(named=True):
         verb = "waits" if row["count"] == 1 else "wait"
-        lines.append(f"{row['ranks']} {verb} for {row['waits_for']} ({row['op']} seq {row['seq']})")
+        told = f"{row['op'] or 'unknown'} seq {row['seq']}"
+        lines.append(("waiting", f"{row['ranks']} {verb} for {row['waits_for']} ({told})"))
     stacks = tables["waiting"].drop_nulls("stack")
     if stacks.height:
-        lines.append(f"Waiting in {_short_stack(stacks['stack'][0])}")
-    lines.append(_covered(state, tables["coverage"]))
-    lines.append("Next: " + _NEXT[verdict.cause].format(ranks=_ranks(verdict.culprits)))
-    return [textwrap.shorten(line, _WIDTH, placeholder=" …") if len(line) > _WIDTH else line for line in lines][:_LINES]
+        lines.append(("stack", f"Waiting in {_short_stack(stacks['stack'][0])}"))
+    lines.append(("coverage", _covered(state, tables["coverage"])))
+    lines.append(("next", "Next: " + _NEXT[verdict.cause].format(ranks=_ranks(verdict.culprits))))
+    long = {line for _, line in lines if len(line) > _WIDTH}
+    return [(part, textwrap.shorten(line, _WIDTH, placeholder=" …") if line in long else line) for part, line in lines]
 
 
 def _who(verdict: Diagnosis, hosts: Mapping[int, str]) -> str:

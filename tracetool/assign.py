@@ -127,10 +127,8 @@ def nameless(reports: Sequence[SourceReport], claims: Sequence[Claim]) -> list[s
         return []
     names = ", ".join(left[:3]) + (", \u2026" if len(left) > 3 else "")  # noqa: PLR2004 - as shown
     what = "1 log or dump tells of a process" if len(left) == 1 else f"{len(left)} logs or dumps tell of processes"
-    return [
-        f"{what} without saying which rank it is, and was left out: {names}; "
-        "--rank-regex 'PATTERN([0-9]+)' finds it in the path"
-    ]
+    told = f"{what} without saying which rank it is, and was left out: {names}"
+    return [f"{told}; --rank-regex 'PATTERN([0-9]+)' finds it in the path"]
 
 
 def choose(rank: int, claims: list[Claim], settings: Settings) -> tuple[list[Claim], str]:

@@ -146,16 +146,15 @@ def postmortem(
 ) -> None:
     """Say who hung a job, where, why, and how sure that is. Exits 0 whatever the verdict."""
     from tracetool import report as reports
+    from tracetool.postmortem import QUESTIONS, lines
 
     for name in (output, Path(json) if json and json != "-" else None):
         if name:
             reports.refuse_overwrite(name, force=force)
     with _opened(run, options) as opened:
-        made = _report(opened, options, "postmortem", ["hangs"])
+        made = _report(opened, options, "postmortem", QUESTIONS)
         if json != "-":
-            result = made.results["hangs"]
-            lines = result.tables["verdict"]["line"].to_list() if result.status == "ok" else [result.reason]
-            print("\n".join(lines))
+            print("\n".join(lines(made.results)))
         if json:
             _put(json, reports.to_json(reports.document(made)), force=force)
         if output:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tracetool import registry, store
 from tracetool.anonymize import anonymize
-from tracetool.assign import Claim, assign, choose, gaps, ranges, renumbered
+from tracetool.assign import Claim, assign, choose, gaps, nameless, ranges, renumbered
 from tracetool.discover import Discovery, Source, discover
 from tracetool.engine import in_order
 from tracetool.errors import NothingReadable, UsageError
@@ -100,7 +100,9 @@ def _assemble(run: str, found: Discovery, reports: Sequence[SourceReport], setti
 
     notes = list(found.ignored)
     by_rank: dict[int, list[Claim]] = defaultdict(list)
-    for claim in assign(reports):
+    claimed = assign(reports)
+    notes += nameless(reports, claimed)
+    for claim in claimed:
         by_rank[claim.rank].append(claim)
     everyone = sorted(by_rank)
     wanted = everyone if settings.ranks is None else [rank for rank in everyone if rank in settings.ranks]
