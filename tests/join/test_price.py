@@ -57,6 +57,16 @@ def test_without_saving_there_is_no_price() -> None:
     assert finding.saving.equals(no_saving())
 
 
+def test_worth_ranks_before_severity_and_an_unpriced_critical_before_all() -> None:
+    found = [
+        _finding("a", (0, 1, 0, 40)),
+        _finding("b", (0, 1, 0, 400), severity="info"),
+        _finding("c"),
+        _finding("hang", severity="critical"),
+    ]
+    assert [finding.id for finding in price(found, STEPS)] == ["hang", "b", "a", "c"]
+
+
 def test_without_steps_there_is_no_share() -> None:
     (finding,) = price([_finding("x", (0, None, 0, 10))], STEPS.clear())
     assert (finding.recoverable_ns_per_step, finding.recoverable_share, finding.severity) == (10, None, "warning")

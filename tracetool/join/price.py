@@ -25,8 +25,8 @@ _SEVERITY_ORDER: Final = {"critical": 0, "warning": 1, "info": 2}
 def price(findings: Sequence[Finding], steps: pl.DataFrame) -> tuple[Finding, ...]:
     """Return the findings priced and ranked: by what they recover, then severity, then id.
 
-    `steps` is table `steps` of all ranks. A finding with no saving rows keeps null prices and stands after the
-    priced ones of its severity.
+    `steps` is table `steps` of all ranks. A finding with no saving rows keeps null prices: a critical one, such as a
+    hang, stands before all others, the rest behind the priced ones.
     """
     step_ns = step_time_ns(steps)
     count = max(1, steps["step"].n_unique()) if steps.height else 1
@@ -35,7 +35,7 @@ def price(findings: Sequence[Finding], steps: pl.DataFrame) -> tuple[Finding, ..
         sorted(
             priced,
             key=lambda f: (
-                f.severity == "info",
+                f.severity != "critical" or f.recoverable_ns_per_step is not None,
                 -(f.recoverable_ns_per_step or 0),
                 _SEVERITY_ORDER[f.severity],
                 f.id,
