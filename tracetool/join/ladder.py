@@ -27,7 +27,6 @@ from tracetool.join.replay import graph
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tracetool.join.replay import Graph
     from tracetool.join.schedule import Order
 
 Floats = npt.NDArray[np.float64]
@@ -39,18 +38,11 @@ _KEY: Final = ["virtual", "kind", "microbatch"]
 
 
 @dataclass(frozen=True)
-class Slots:
-    """Slots of steps and replicas that have the same order, as arrays: one row a slot, one column a (replica, step)."""
+class Plan:
+    """An order of slots on every stage."""
 
     nodes: pl.DataFrame
-    """node, stage, virtual, kind, microbatch."""
-    columns: pl.DataFrame
-    """replica, iteration."""
-    start: Floats
-    """Relative to the start of the column's window, ns."""
-    dur: Floats
-    transfer: Floats
-    """How long the slot's input moved; 0 where it is not known."""
+    """node, stage, virtual, kind, microbatch; sorted by node, numbered from 0."""
     order: tuple[Ints, ...]
     """Nodes of each stage in order."""
 
@@ -58,11 +50,6 @@ class Slots:
     def stages(self) -> int:
         """Number of pipeline ranks."""
         return len(self.order)
-
-    @property
-    def measured(self) -> Floats:
-        """Length of each column's window."""
-        return np.asarray((self.start + self.dur).max(axis=0))
 
     def edges(self) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
         """Return source and target of each edge, and whether data moves along it to another rank."""
@@ -76,10 +63,30 @@ class Slots:
             np.append(np.zeros(len(before), bool), stage[made] != stage[needs]),
         )
 
-    def graph(self) -> tuple[Graph, npt.NDArray[np.bool_], Ints]:
-        """Return the graph to replay, which of its edges go to another rank, and the target of each edge."""
+    def window(self, value: Floats, moves: Floats | None = None) -> Floats:
+        """Return T of each column; `value` and `moves` (how long a slot's input moves) are (nodes, columns)."""
         source, target, data = self.edges()
-        return graph(self.nodes.height, source, target), data, target
+        lag = None if moves is None else np.where(data[:, None], moves[target], 0.0)
+        return np.asarray(graph(self.nodes.height, source, target).replay(value, lag).end.max(axis=0))
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Slots of steps and replicas that have the same order, as arrays: one row a slot, one column a (replica, step)."""
+
+    plan: Plan
+    columns: pl.DataFrame
+    """replica, iteration."""
+    start: Floats
+    """Relative to the start of the column's window, ns."""
+    dur: Floats
+    transfer: Floats
+    """How long the slot's input moved; 0 where it is not known."""
+
+    @property
+    def measured(self) -> Floats:
+        """Length of each column's window."""
+        return np.asarray((self.start + self.dur).max(axis=0))
 
 
 def flow(nodes: pl.DataFrame) -> tuple[Ints, Ints]:
@@ -137,18 +144,18 @@ def _arrays(nodes: pl.DataFrame, parts: list[pl.DataFrame]) -> Slots:
         dur[node, column] = part["dur"].to_numpy()
         transfer[node, column] = part["transfer_ns"].fill_null(0).to_numpy()
     return Slots(
-        nodes=nodes,
+        plan=Plan(nodes, tuple(node[stage[node] == s] for s in np.unique(stage))),
         columns=pl.concat([part.select("replica", "iteration").head(1) for part in parts]),
         start=start,
         dur=dur,
         transfer=transfer,
-        order=tuple(node[stage[node] == s] for s in np.unique(stage)),
     )
 
 
 def values(slots: Slots) -> dict[str, Floats]:
     """Return the durations that each rung uses, same shape as `slots.dur`; rungs real and moved use the same."""
-    virtual, kind = slots.nodes["virtual"].to_numpy(), slots.nodes["kind"].to_numpy()
+    nodes = slots.plan.nodes
+    virtual, kind = nodes["virtual"].to_numpy(), nodes["kind"].to_numpy()
     iteration = slots.columns["iteration"].to_numpy()
     even, stages, ranks = (np.empty_like(slots.dur) for _ in range(3))
     for k in np.unique(kind):
@@ -166,13 +173,11 @@ def values(slots: Slots) -> dict[str, Floats]:
 
 def rungs(slots: Slots) -> pl.DataFrame:
     """Return one row a (replica, iteration): T of each rung and its idle as <rung>_ns and <rung>_idle_ns, float ns."""
-    made, data, target = slots.graph()
     columns = dict[str, Floats]()
     for name, value in values(slots).items():
-        lag = np.where(data[:, None], slots.transfer[target], 0.0) if name == "moved" else None
-        length = made.replay(value, lag).end.max(axis=0)
+        length = slots.plan.window(value, slots.transfer if name == "moved" else None)
         columns[f"{name}_ns"] = length
-        columns[f"{name}_idle_ns"] = slots.stages * length - value.sum(axis=0)
+        columns[f"{name}_idle_ns"] = slots.plan.stages * length - value.sum(axis=0)
     return slots.columns.with_columns(
         measured_ns=pl.Series(slots.measured), **{name: pl.Series(value) for name, value in columns.items()}
     )
@@ -192,29 +197,25 @@ def ladder(rows: pl.DataFrame, bubble_ns: int) -> pl.DataFrame:
     ).with_columns(share=pl.col("ns") / bubble_ns if bubble_ns else pl.lit(None, pl.Float64))
 
 
-def even_window(orders: Sequence[Order], virtual: Sequence[Sequence[int]], length: dict[str, float]) -> float:
-    """Return T of a schedule with the same length for every slot of a kind, free transfers and no gaps.
-
-    `orders`: of each stage; `virtual`: of each stage the virtual stage of each chunk; `length`: of each kind.
-    """
+def planned(orders: Sequence[Order], virtual: Sequence[Sequence[int]]) -> Plan:
+    """Return the plan of some orders, one a stage; `virtual`: of each stage the virtual stage of each chunk."""
     rows = [
         (stage, virtual[stage][chunk], kind, microbatch)
         for stage, order in enumerate(orders)
         for kind, microbatch, chunk in order
     ]
-    nodes = (
-        pl.DataFrame(
-            rows,
-            schema={"stage": pl.Int32, "virtual": pl.Int32, "kind": pl.String, "microbatch": pl.Int32},
-            orient="row",
-        )
-        .with_row_index("node")
-        .with_columns(pl.col("node").cast(pl.Int64))
-    )
+    schema = {"stage": pl.Int32, "virtual": pl.Int32, "kind": pl.String, "microbatch": pl.Int32}
+    nodes = pl.DataFrame(rows, schema=schema, orient="row").with_row_index("node")
     ends = np.cumsum([len(order) for order in orders])
     order = tuple(np.arange(end - len(mine), end) for end, mine in zip(ends, orders, strict=True))
-    made, needs = flow(nodes)
-    source = np.concatenate([*(mine[:-1] for mine in order), made])
-    target = np.concatenate([*(mine[1:] for mine in order), needs])
-    value = nodes["kind"].replace_strict(length, return_dtype=pl.Float64).to_numpy()
-    return float(graph(nodes.height, source, target).replay(value).end.max())
+    return Plan(nodes.with_columns(pl.col("node").cast(pl.Int64)), order)
+
+
+def even_window(orders: Sequence[Order], virtual: Sequence[Sequence[int]], length: dict[str, float]) -> float:
+    """Return T of a schedule with the same length for every slot of a kind, free transfers and no gaps.
+
+    `orders`, `virtual`: as for `planned`; `length`: of each kind.
+    """
+    plan = planned(orders, virtual)
+    value = plan.nodes["kind"].replace_strict(length, return_dtype=pl.Float64).to_numpy()
+    return float(plan.window(value[:, None])[0])

@@ -1,0 +1,141 @@
+"""What a change to a pipeline would save, by replay: balanced stages, more micro-batches, interleaving, zero bubble.
+
+A change is replayed beside what there is, both over the same values, and the difference of the windows is the saving;
+of the replicas of a step the slowest counts, since all wait for it. balanced_stages keeps every slot's own deviation;
+the others put slots in an order of their own, so both sides take each stage's median. Every row says what it assumes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from tracetool.join.ladder import planned, values
+from tracetool.join.schedule import gpipe, interleaved, one_f_one_b, zero_bubble
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tracetool.join.ladder import Floats, Plan, Slots
+    from tracetool.join.schedule import Order
+
+SCHEMA: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
+    "change": pl.String,
+    "iteration": pl.Int32,
+    "window_ns": pl.Int64,
+    "changed_ns": pl.Int64,
+    "saving_ns": pl.Int64,
+}
+ASSUMES: Final = {
+    "balanced_stages": "layers can be moved so that every stage takes the mean of all",
+    "twice_microbatches": "twice as many micro-batches of half the size take half the time each, and so do transfers",
+    "interleaving": "every stage splits into two chunks of half its time; transfers stay as long as they are",
+    "zero_bubble": "input and weight gradients take half of a backward each and can be launched apart (ZB-H1)",
+}
+"""Every change and what its prediction takes for granted."""
+
+
+class _Change(NamedTuple):
+    name: str
+    orders: list[Order]
+    chunks: int
+    parts: dict[str, tuple[str, float]]
+    """Kind → the measured kind whose median it takes, and the share of it."""
+    moves: float
+    """Share of the measured transfers."""
+
+
+def changes(slots: Slots, schedule: str, microbatches: int, chunks: int) -> pl.DataFrame:
+    """Return one row a change and iteration, SCHEMA; changes that the schedule does not admit are left out."""
+    real = slots.plan.window(slots.dur, slots.transfer)
+    rung = values(slots)
+    balanced = slots.dur * rung["even"] / np.maximum(rung["stages"], 1.0)
+    rows = [_rows("balanced_stages", slots, real, slots.plan.window(balanced, slots.transfer))]
+    possible = _possible(schedule, slots.plan.stages, microbatches, chunks)
+    if possible:
+        typical = _typical_transfer(slots)
+        base = slots.plan.window(rung["stages"], np.broadcast_to(typical, slots.dur.shape))
+        for change in possible:
+            virtual = [[s + c * slots.plan.stages for c in range(change.chunks)] for s in range(slots.plan.stages)]
+            plan = planned(change.orders, virtual)
+            value = _values(plan, slots, rung["stages"], change, chunks)
+            moves = np.broadcast_to(typical * change.moves, value.shape)
+            rows.append(_rows(change.name, slots, base, plan.window(value, moves)))
+    return pl.concat(rows)
+
+
+def _possible(schedule: str, p: int, m: int, v: int) -> list[_Change]:
+    """Return the changes of order that make sense for a schedule."""
+    whole = {"F": ("F", 1.0), "B": ("B", 1.0)}
+    half = {"F": ("F", 0.5), "B": ("B", 0.5)}
+    remade: dict[str, Callable[[int, int], Order]] = {
+        "1f1b": lambda s, n: one_f_one_b(p, s, n),
+        "gpipe": lambda _, n: gpipe(n, v),
+        "interleaved_1f1b": lambda s, n: interleaved(p, s, n, v),
+        "zb1p": lambda s, n: zero_bubble(p, s, n),
+    }
+    found = []
+    if schedule in remade and (schedule != "interleaved_1f1b" or m % p == 0):
+        parts = half | ({"W": ("W", 0.5)} if schedule == "zb1p" else {})
+        found.append(_Change("twice_microbatches", [remade[schedule](s, 2 * m) for s in range(p)], v, parts, 0.5))
+    if schedule in ("1f1b", "gpipe") and v == 1:
+        if m % p == 0:
+            found.append(_Change("interleaving", [interleaved(p, s, m, 2) for s in range(p)], 2, half, 1.0))
+        split = {**whole, "B": ("B", 0.5), "W": ("B", 0.5)}
+        found.append(_Change("zero_bubble", [zero_bubble(p, s, m) for s in range(p)], 1, split, 1.0))
+    return found
+
+
+def _typical_transfer(slots: Slots) -> Floats:
+    """Return for each column the median time that an input moved, 0 where none is known; shape (1, columns)."""
+    known = np.where(slots.transfer > 0, slots.transfer, np.nan)
+    some = ~np.isnan(known).all(axis=0)
+    answer = np.zeros((1, slots.dur.shape[1]))
+    answer[0, some] = np.nanmedian(known[:, some], axis=0)
+    return answer
+
+
+def _values(plan: Plan, slots: Slots, stages: Floats, change: _Change, chunks: int) -> Floats:
+    """Return the durations of a plan's slots from the measured medians of each virtual stage, (nodes, columns).
+
+    Where a stage holds more chunks than before, each new one takes its share of the stage's old chunk.
+    """
+    nodes = slots.plan.nodes
+    measured = {
+        (virtual, kind): stages[row] for row, (virtual, kind) in enumerate(nodes.select("virtual", "kind").iter_rows())
+    }
+    count = slots.plan.stages
+    old = [virtual if change.chunks == chunks else virtual % count for virtual in plan.nodes["virtual"].to_list()]
+    kinds = plan.nodes["kind"].to_list()
+    return np.stack(
+        [measured[u, change.parts[kind][0]] * change.parts[kind][1] for u, kind in zip(old, kinds, strict=True)]
+    )
+
+
+def _rows(name: str, slots: Slots, before: Floats, after: Floats) -> pl.DataFrame:
+    """Return one row an iteration: of its replicas the slowest counts on both sides."""
+    return (
+        slots.columns.with_columns(before=pl.Series(before), after=pl.Series(after))
+        .group_by("iteration")
+        .agg(
+            window_ns=pl.col("before").max().round().cast(pl.Int64),
+            changed_ns=pl.col("after").max().round().cast(pl.Int64),
+        )
+        .sort("iteration")
+        .select(
+            change=pl.lit(name),
+            iteration="iteration",
+            window_ns="window_ns",
+            changed_ns="changed_ns",
+            saving_ns=pl.col("window_ns") - pl.col("changed_ns"),
+        )
+        .cast(SCHEMA)
+    )
+
+
+def of_run(parts: Sequence[Slots], schedule: str, microbatches: int, chunks: int) -> pl.DataFrame:
+    """Return `changes` of all parts of a run, sorted by change and iteration."""
+    found = [changes(part, schedule, microbatches, chunks) for part in parts]
+    return pl.concat(found).sort("change", "iteration") if found else pl.DataFrame(schema=SCHEMA)
