@@ -708,7 +708,7 @@ class _Assembly:
         evidence = launched if launched.any() else rows["kind"] == _CATEGORY_CODE["cpu_op"]
         count = Counter[str]()
         for code, number in enumerate(np.bincount(rows["pid"][evidence]).tolist()):
-            if number:
+            if number and self._process_texts[code]:  # an event whose number is damaged is of no process
                 count[self._process_texts[code]] += number
         # a single damaged number is no second process
         several = sorted(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tracetool.settings import Settings
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
+_PIECE_BYTES: Final = 512
 _GZIP_RATIO: Final = 12  # JSON traces: 10 to 20
 _OTHER_PACKING: Final = {b"PK\x03\x04": "zip", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
 _RANK_IN_NAME: Final = re.compile(r"(?:^|[^a-z])(?:global[_-]?)?ranks?[_=.-]?(\d+)", re.IGNORECASE)
@@ -67,12 +68,20 @@ def discover(run: str, settings: Settings) -> Discovery:
     pattern = _rank_pattern(settings.rank_regex)
     sources: list[Source] = []
     ignored: list[str] = []
-    for path, display in _candidates(run):
-        head = b"" if path.is_dir() else read_head(path)
-        parser = sniff(path, head)
+    candidates, closed = _candidates(run)
+    ignored += closed
+    for path, display in candidates:
+        try:
+            head = b"" if path.is_dir() else read_head(path)
+            parser = sniff(path, head)
+            size = _size(path)
+            packed = _is_gzip(path)
+        except OSError as error:
+            ignored.append(f"{display}: cannot be opened ({error.strerror or error})")
+            continue
         if parser is None:
             if not path.is_dir():
-                ignored.append(f"{display}: {_why_ignored(head)}")
+                ignored.append(f"{display}: {_why_ignored(head, packed=packed)}")
             continue
         rank, rank_source = rank_of(display, pattern)
         iteration = _ITERATION_IN_PATH.search(display)
@@ -82,8 +91,8 @@ def discover(run: str, settings: Settings) -> Discovery:
                 display=display,
                 parser=parser.__name__.rpartition(".")[2],
                 format=parser.FORMAT,
-                bytes=_size(path),
-                work_bytes=_size(path) * (_GZIP_RATIO if _is_gzip(path) else 1),
+                bytes=size,
+                work_bytes=size * (_GZIP_RATIO if packed else 1),
                 rank=rank,
                 rank_source=rank_source,
                 iteration=int(iteration[1]) if iteration else None,
@@ -91,7 +100,7 @@ def discover(run: str, settings: Settings) -> Discovery:
         )
     if not sources:
         seen = f"; {len(ignored)} files of no known format were seen, such as {ignored[0]}" if ignored else ""
-        raise NothingReadable(f"{run}: no trace found{seen}. `tracetool formats` lists what can be read.")
+        raise NothingReadable(f"{legible(run)}: no trace found{seen}. `tracetool formats` lists what can be read.")
     kept = _one_iteration(sources, settings)
     left = sorted({source.iteration for source in sources if source not in kept} - {None}, key=str)
     if left:
@@ -102,40 +111,66 @@ def discover(run: str, settings: Settings) -> Discovery:
     return Discovery(tuple(kept), tuple(ignored))
 
 
-def _candidates(run: str) -> list[tuple[Path, str]]:
-    """Return files, and directories that are one source, as (path, display path), sorted by display path."""
+def _candidates(run: str) -> tuple[list[tuple[Path, str]], list[str]]:
+    """Return files, and directories that are one source, as (path, display path), sorted by display path.
+
+    Beside them sentences that name the directories that could not be looked into. Only regular files count: reading a
+    pipe or a device might never end.
+    """
     top = Path(run)
     if top.is_file():
-        return [(top, top.name)]
+        return [(top, legible(top.name))], []
     if top.is_dir():
         return _below(top)
     matches = sorted(glob.glob(run, recursive=True))  # noqa: PTH207 - RUN may be absolute, Path.glob refuses that
     if not matches:
-        raise UsageError(f"{run}: no such file or directory, and no match as a glob")
+        raise UsageError(f"{legible(run)}: no such file or directory, and no match as a glob")
     found: list[tuple[Path, str]] = []
+    closed: list[str] = []
     for match in map(Path, matches):
-        below = _below(match) if match.is_dir() else [(match, "")]
-        found += [(path, str(match / display) if display else str(match)) for path, display in below]
-    return sorted(set(found), key=lambda item: _natural(item[1]))
+        below, shut = _below(match) if match.is_dir() else ([(match, "")] if match.is_file() else [], [])
+        shown = legible(str(match))
+        found += [(path, f"{shown}/{display}" if display else shown) for path, display in below]
+        closed += shut
+    return sorted(set(found), key=lambda item: _natural(item[1])), closed
 
 
-def _below(top: Path) -> list[tuple[Path, str]]:
-    if sniff(top, b""):
-        return [(top, top.name)]
+def _below(top: Path) -> tuple[list[tuple[Path, str]], list[str]]:
+    closed: list[str] = []
+
+    def shut(error: OSError) -> None:
+        name = os.path.relpath(error.filename, top) if error.filename else "."
+        closed.append(f"{legible(name)}: cannot be looked into ({error.strerror or error})")
+
+    if _is_source(top):
+        return [(top, legible(top.name))], []
     found: list[tuple[Path, str]] = []
-    for folder, folders, files in os.walk(top):
+    for folder, folders, files in os.walk(top, onerror=shut):
         for name in list(folders):
             path = Path(folder, name)
             if name.startswith("."):
                 folders.remove(name)
-            elif sniff(path, b""):
+            elif _is_source(path):
                 folders.remove(name)
-                found.append((path, str(path.relative_to(top))))
+                found.append((path, legible(str(path.relative_to(top)))))
         for name in files:
             path = Path(folder, name)
             if not name.startswith(".") and path.is_file():
-                found.append((path, str(path.relative_to(top))))
-    return sorted(found, key=lambda item: _natural(item[1]))
+                found.append((path, legible(str(path.relative_to(top)))))
+    return sorted(found, key=lambda item: _natural(item[1])), closed
+
+
+def _is_source(folder: Path) -> bool:
+    """Say whether a directory is one source; one that cannot be opened is none."""
+    try:
+        return sniff(folder, b"") is not None
+    except OSError:
+        return False
+
+
+def legible(name: str) -> str:
+    """Return a name of a file as text that can be written everywhere: bytes that are not UTF-8 are replaced."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
@@ -149,10 +184,16 @@ def read_head(path: Path) -> bytes:
         raw = stream.read(HEAD_BYTES)
     if not raw.startswith(GZIP_MAGIC):
         return raw
+    unpacker, head = zlib.decompressobj(wbits=31), b""
     try:
-        return zlib.decompressobj(wbits=31).decompress(raw, HEAD_BYTES)
+        # piece by piece: what stands before damage counts
+        for at in range(0, len(raw), _PIECE_BYTES):
+            head += unpacker.decompress(unpacker.unconsumed_tail + raw[at : at + _PIECE_BYTES], HEAD_BYTES - len(head))
+            if len(head) >= HEAD_BYTES or unpacker.eof:
+                break
     except zlib.error:
-        return b""
+        pass  # the parser says more when it comes to the damage
+    return head
 
 
 def _is_gzip(path: Path) -> bool:
@@ -162,11 +203,13 @@ def _is_gzip(path: Path) -> bool:
         return stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
 
 
-def _why_ignored(head: bytes) -> str:
+def _why_ignored(head: bytes, *, packed: bool) -> str:
     for magic, name in _OTHER_PACKING.items():
         if head.startswith(magic):
             return f"packed with {name}; unpack it first"
-    return "empty" if not head else "no known trace format"
+    if not head:
+        return "nothing in it can be unpacked: the gzip stream is damaged" if packed else "empty"
+    return "no known trace format"
 
 
 def _size(path: Path) -> int:

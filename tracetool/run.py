@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tracetool import registry, store
+from tracetool.discover import legible
 from tracetool.engine import SerialExecutor, executor, in_order
 from tracetool.errors import StoreFailed, TracetoolError, UsageError
 from tracetool.ingest import Ingested, ingest
@@ -169,7 +170,9 @@ class Run:
         self._ingested = ingested
         self._joined = joined
         view = ingested.view
-        self._view = replace(view, joined={**view.joined, **joined.tables}, notes=(*view.notes, *joined.notes))
+        self._view = replace(
+            view, path=legible(view.path), joined={**view.joined, **joined.tables}, notes=(*view.notes, *joined.notes)
+        )
         self._store = opened
         self._pool = pool
         self._progress = progress

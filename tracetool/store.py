@@ -219,7 +219,8 @@ def stat_key(path: Path, code: str) -> str:
     digest = hashlib.blake2b(code.encode(), digest_size=20)
     for file in _files(path):
         stat = file.stat()
-        digest.update(f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}\0".encode())
+        digest.update(os.fsencode(file.resolve()))
+        digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}\0".encode())
     return digest.hexdigest()
 
 
@@ -227,7 +228,7 @@ def content_key(path: Path, code: str) -> str:
     """Return a key of a file's or folder's content and of the code that is to read it."""
     digest = hashlib.blake2b(code.encode(), digest_size=20)
     for file in _files(path):
-        digest.update(f"{file.name}\0".encode() if file != path else b"\0")
+        digest.update((os.fsencode(file.name) if file != path else b"") + b"\0")
         with file.open("rb") as stream:
             while chunk := stream.read(_HASH_CHUNK):
                 digest.update(chunk)
