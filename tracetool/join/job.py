@@ -11,9 +11,8 @@ transfers of slow links at the median of the peers.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +36,7 @@ UNTOLD_LIMIT: Final = 0.05
 _MANY_PEERS: Final = 64
 
 
-@dataclass(frozen=True)
-class Values:
+class Values(NamedTuple):
     """What a replay is made of, and a what-if changes: value of every node, lag of every edge, ns."""
 
     value: Floats

@@ -298,15 +298,15 @@ def _tables(
     total = np.cumsum(work)
     before = total - work - (total - work)[heads][node_of]
     value = np.add.reduceat(work, heads) if len(heads) else work
+    first = gpu[heads]
     comm = lane.is_comm[heads]
     wait_end = gpu["wait_end_ns"].to_numpy()[heads].astype(np.float64)
-    told = comm & np.isfinite(wait_end)
+    told = comm & np.isfinite(wait_end) & first["instance"].is_not_null().to_numpy()
     moved = lane.end[heads] - np.clip(np.where(told, wait_end, 0).astype(np.int64), lane.start[heads], lane.end[heads])
     value = np.where(told, moved, value)
     awaited = np.maximum(host.pred, 0)
     gone = np.where(host.pred >= 0, np.maximum(host.start, lane.end[awaited]), host.start)
     kind = np.where(comm, COMM, np.where(lane.is_compute[heads], COMPUTE, COPY))
-    first = gpu[heads]
     nodes = pl.DataFrame(
         {
             "kind": np.concatenate([np.full(hosts, HOST), kind]),
