@@ -43,6 +43,10 @@ FOUND_AGAIN = 0.999
 comparison."""
 
 
+def _chance(seed: int | str) -> random.Random:
+    return random.Random(seed)  # noqa: S311 - a test
+
+
 @functools.cache
 def _text(path: Path) -> bytes:
     return gzip.decompress(path.read_bytes())
@@ -82,7 +86,7 @@ def _reported(path: Path) -> str:
 def test_every_kind_of_damage_to_a_simulated_trace(simulated: bytes, tmp_path: Path, kind: str) -> None:
     for seed in range(2):
         path = tmp_path / f"rank{seed}.json"
-        path.write_bytes(KINDS[kind](simulated, random.Random(seed)))
+        path.write_bytes(KINDS[kind](simulated, _chance(seed)))
         said = _reported(path)
         assert said == "" or path.name in said
 
@@ -92,7 +96,7 @@ def test_every_kind_of_damage_to_a_simulated_trace(simulated: bytes, tmp_path: P
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_kind_of_damage_to_real_traces(tmp_path: Path, path: Path, kind: str, seed: int) -> None:
     damaged = tmp_path / "rank0.json"
-    damaged.write_bytes(KINDS[kind](_text(path), random.Random(seed)))
+    damaged.write_bytes(KINDS[kind](_text(path), _chance(seed)))
     said = _reported(damaged)
     assert said == "" or damaged.name in said
 
@@ -101,7 +105,7 @@ def test_every_kind_of_damage_to_real_traces(tmp_path: Path, path: Path, kind: s
 def test_large_real_traces_keep_what_stood_before_a_cut_or_a_flip(tmp_path: Path, path: Path) -> None:
     text = _text(path) if path.stat().st_size < LARGE_BYTES else gzip.decompress(path.read_bytes())
     first = text.find(b'"traceEvents"')
-    at = random.Random(path.name).randrange(first + (len(text) - first) // 4, len(text) - (len(text) - first) // 4)
+    at = _chance(path.name).randrange(first + (len(text) - first) // 4, len(text) - (len(text) - first) // 4)
     bounds = [match.start() for match in BOUNDARY.finditer(text, max(0, at - 200_000), at)]
     whole = _parse(tmp_path / "whole.json", text[: bounds[-1] + 1] + b"]}")["events"].select(KEYS)
     for damaged in (text[:at], text[:at] + bytes([text[at] ^ 4]) + text[at + 1 :]):
