@@ -47,7 +47,9 @@ def derive(tables: Tables, settings: Settings) -> Tables:
     launch = links.launch[kept]
     called = events.start[launch] if len(kept) else start
     activity = Activity(start, start + dur, kind[repaired.keep], launch >= 0, called)
-    ranges = find_ranges(events, links.nested, settings)
+    # Kineto marks its steps itself: a trace without marks has none. Elsewhere names are the program's own.
+    of_nvtx = base["ranks"]["format"].to_list() == ["nsight"]
+    ranges = find_ranges(events, links.nested, settings, by_usual_names=of_nvtx)
     steps = find_steps(events, activity, ranges, rank)
     phase = phases(events, links, base["tracks"], base["op_shapes"], ranges.events)
 

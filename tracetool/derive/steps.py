@@ -6,9 +6,10 @@ never decreases; work launched between ranges belongs to the earlier one; a rang
 The last step ends at the end of the last activity it launched and has `open_end`.
 
 Ranges are the CPU ranges `ProfilerStep#k`, or those whose name matches the user's pattern. Their copies on GPU tracks
-are not looked at (on ROCm they last some µs). Without ranges: one window from first GPU activity start to last GPU
-activity end, step null. Without GPU activity the step is the CPU range itself; without ranges either, one window over
-the CPU events.
+are not looked at (on ROCm they last some µs). Tracers that have no such range (Nsight Systems) leave the names to the
+program: usual ones are tried (nvtxsteps.py) and told. Without ranges: one window from first GPU activity start to
+last GPU activity end, step null. Without GPU activity the step is the CPU range itself; without ranges either, one
+window over the CPU events.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tracetool.derive.columns import masked
 from tracetool.derive.kinds import COMM, COMPUTE
 from tracetool.derive.names import Names, matcher
 from tracetool.derive.notes import Note, many, span
+from tracetool.derive.nvtxsteps import usual_ranges
 from tracetool.tables import empty, frame
 
 if TYPE_CHECKING:
@@ -90,12 +92,12 @@ class Steps:
         return _at(self.starts, self.numbers, times)
 
 
-def find_ranges(events: Events, on_cpu: Bools, settings: Settings) -> Ranges:
+def find_ranges(events: Events, on_cpu: Bools, settings: Settings, *, by_usual_names: bool = False) -> Ranges:
     """Find the step ranges among annotations, else among operators (files of 2021 list them there).
 
     `on_cpu` says which events stand on CPU threads. The same number on several threads counts once, on the thread
     with most ranges. Numbers that come again, or do not fit 31 bits, are replaced by ordinals, counted from 1. Raises
-    UsageError when the user's pattern is none.
+    UsageError when the user's pattern is none. With `by_usual_names` ranges that programs name like steps will do.
     """
     if settings.ignore_steps:
         return Ranges((), np.zeros(0, np.int64), ())
@@ -107,7 +109,7 @@ def find_ranges(events: Events, on_cpu: Bools, settings: Settings) -> Ranges:
         if hit.any():
             return _numbered(events, rows[hit])
     if settings.step_range is None:
-        return Ranges((), np.zeros(0, np.int64), ())
+        return _usual(events, on_cpu) if by_usual_names else Ranges((), np.zeros(0, np.int64), ())
     note = f"No range on a CPU thread matches --step-range {settings.step_range}."
     return Ranges((), np.zeros(0, np.int64), (Note("no_step_ranges", 0, None, note),))
 
@@ -245,6 +247,19 @@ def _one_window(window: tuple[int, int], count: int, found: Ranges, basis: str, 
     )
     nobody = np.zeros(0, np.int64)
     return Steps(table, np.full(count, -1, np.int64), nobody, nobody, found.notes)
+
+
+def _usual(events: Events, on_cpu: Bools) -> Ranges:
+    """Take ranges with usual names. Those of the optimizer stay what they are: only the first kind are step ranges."""
+    guess = usual_ranges(events, on_cpu)
+    if guess.numbered:
+        found = _numbered(events, guess.rows)
+        return Ranges(found.ranges, found.events, (*guess.notes, *found.notes))
+    ranges = tuple(
+        Range(number, int(events.start[row]), int(events.end[row]), int(events.track[row]))
+        for number, row in enumerate(guess.rows, start=1)
+    )
+    return Ranges(ranges, np.zeros(0, np.int64), guess.notes)
 
 
 def _numbered(events: Events, rows: Ints) -> Ranges:
