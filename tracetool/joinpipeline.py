@@ -44,7 +44,8 @@ class Pipelines(NamedTuple):
     """What all replicas tell: small tables for analyses, and sentences."""
 
     tables: Mapping[str, pl.DataFrame]
-    """pipeline (one row a replica), pipeline_slots, pipeline_windows; empty without a pipeline."""
+    """pipeline (one row a replica that could be measured), pipeline_told (why others could not), pipeline_slots and
+    pipeline_windows; empty without a pipeline."""
     notes: tuple[str, ...]
 
 
@@ -103,7 +104,8 @@ def join_pipelines(
     for one in found:
         for note in one.notes:
             notes[note] = notes.get(note, 0) + 1
-    tables = {"pipeline": pl.DataFrame([{**row, "ranks": list(row["ranks"])} for row in structures], schema=_schema())}
+    tables = {"pipeline_told": pl.DataFrame({"note": list(notes)}, schema={"note": pl.String})}
+    tables |= {"pipeline": pl.DataFrame([{**row, "ranks": list(row["ranks"])} for row in structures], schema=_schema())}
     if structures:
         tables["pipeline_slots"] = pl.concat([one.slots for one in found])
         tables["pipeline_windows"] = pl.concat([one.windows for one in found])

@@ -27,6 +27,7 @@ from tracetool.join.replay import graph
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tracetool.join.replay import Replayed
     from tracetool.join.schedule import Order
 
 Floats = npt.NDArray[np.float64]
@@ -63,11 +64,15 @@ class Plan:
             np.append(np.zeros(len(before), bool), stage[made] != stage[needs]),
         )
 
-    def window(self, value: Floats, moves: Floats | None = None) -> Floats:
-        """Return T of each column; `value` and `moves` (how long a slot's input moves) are (nodes, columns)."""
+    def times(self, value: Floats, moves: Floats | None = None) -> Replayed:
+        """Return when each slot starts and ends; `value`, `moves` (how long its input moves): (nodes, columns)."""
         source, target, data = self.edges()
         lag = None if moves is None else np.where(data[:, None], moves[target], 0.0)
-        return np.asarray(graph(self.nodes.height, source, target).replay(value, lag).end.max(axis=0))
+        return graph(self.nodes.height, source, target).replay(value, lag)
+
+    def window(self, value: Floats, moves: Floats | None = None) -> Floats:
+        """Return T of each column, as `times` takes it."""
+        return np.asarray(self.times(value, moves).end.max(axis=0))
 
 
 @dataclass(frozen=True)

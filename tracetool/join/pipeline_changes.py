@@ -124,14 +124,8 @@ def _rows(name: str, slots: Slots, before: Floats, after: Floats) -> pl.DataFram
             changed_ns=pl.col("after").max().round().cast(pl.Int64),
         )
         .sort("iteration")
-        .select(
-            change=pl.lit(name),
-            iteration="iteration",
-            window_ns="window_ns",
-            changed_ns="changed_ns",
-            saving_ns=pl.col("window_ns") - pl.col("changed_ns"),
-        )
-        .cast(SCHEMA)
+        .with_columns(change=pl.lit(name), saving_ns=pl.col("window_ns") - pl.col("changed_ns"))
+        .select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
     )
 
 
