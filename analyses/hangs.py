@@ -1,6 +1,7 @@
 """Post-mortem of a job that hung: which ranks, why, in which operation, and how sure that is.
 
-Sources: flight-recorder dumps and the lines of PyTorch's watchdog. An operation is *in flight* when a
+Sources: flight-recorder dumps and the lines of PyTorch's watchdog; where no rank left either, what NCCL's RAS counted
+(tracetool/join/rascounts.py). An operation is *in flight* when a
 rank launched it and nothing proves it complete. For each rank, group and kind the oldest one in flight waits for
 every member that has not launched it; what the waiting ends in is the cause (tracetool/join/diagnose.py):
 
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
-from tracetool.join import hangtables
+from tracetool.join import disagree, hangtables, rascounts
 from tracetool.join.diagnose import Diagnosis, diagnose
 from tracetool.join.hangstate import State, by_order, gather, rank_text
 from tracetool.join.launches import launch_order
@@ -104,14 +105,23 @@ def per_rank(rank: RankView, facts: Tables, settings: Settings) -> Tables:  # no
             )
         ).sort("group"),
         "hangs_dumps": dumps.with_columns(text),
+        "hangs_ras": _ras(rank, text),
+        "hangs_told": disagree.told(rank),
     }
+
+
+def _ras(rank: RankView, text: pl.Expr) -> pl.DataFrame:
+    asked = rank.table("dumps", ("source", "kind", "file_unix_ns")).with_columns(text).filter(kind="service")
+    times = dict(asked.select("source", "file_unix_ns").drop_nulls().iter_rows())
+    return rascounts.counts(rank.table("log_facts").with_columns(text), times)
 
 
 def _newest(dumps: pl.DataFrame) -> pl.DataFrame:
     """Keep the newest flight-recorder dump of a rank; without any, all logs that tell of it."""
-    recorders = dumps.filter(pl.col("kind") == "recorder")
+    own = dumps.filter(pl.col("kind") != "service")
+    recorders = own.filter(pl.col("kind") == "recorder")
     if recorders.is_empty():
-        return dumps.sort(pl.col("source").cast(pl.String))
+        return (dumps if own.is_empty() else own).sort(pl.col("source").cast(pl.String))
     order = ["newest_unix_ns", "file_unix_ns", pl.col("source").cast(pl.String)]
     return recorders.sort(order, nulls_last=False).tail(1)
 
@@ -162,7 +172,9 @@ def _lanes(records: pl.DataFrame) -> pl.DataFrame:
 def _status(status: pl.DataFrame, groups: pl.DataFrame) -> pl.DataFrame:
     """Return the rank's counters with the group they belong to, told by its records or by the order of creation."""
     known = dict(status.drop_nulls("group").select("local_id", "group").iter_rows())
-    ordered = by_order(status["local_id"].drop_nulls().to_list(), groups["group"].to_list()) if status.height else None
+    # a log beside the dump names communicators by other ids than the dump does its groups
+    names_in_order = [name for name in groups["group"].to_list() if name.isdecimal()]
+    ordered = by_order(status["local_id"].drop_nulls().to_list(), names_in_order) if status.height else None
     agrees = all(ordered.get(local) == name for local, name in known.items()) if ordered and known else None
     by_place = [ordered.get(local) if ordered and local else None for local in status["local_id"].to_list()]
     told = status["group"].to_list()
@@ -186,10 +198,20 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
     if "hangs_dumps" not in parts or parts["hangs_dumps"].is_empty():
         return skipped("no rank left a flight-recorder dump or NCCL log.")
     own = {name.removeprefix("hangs_"): table for name, table in parts.items()}
+    ras = rascounts.answers(own["ras"])
+    contradictions = disagree.contradictions(own["told"])
+    beside = [*disagree.sentences(contradictions), *_silent_to_ras(ras, own["dumps"])]
+    counted = bool((own["dumps"]["kind"] == "service").all())
+    if counted:
+        own = rascounts.as_counters(own, ras)
+    else:
+        by_dump = pl.col("rank").is_in(own["dumps"].filter(pl.col("kind") != "service")["rank"].to_list())
+        own = {name: table.filter(by_dump) for name, table in own.items()}
     incomplete = frozenset(run.sources.filter(~pl.col("complete"))["path"].to_list())
     state = gather(own, incomplete, settings.world_size or run.world_size)
     written = dict(own["dumps"].select("rank", "file_unix_ns").drop_nulls().iter_rows())
     verdict = diagnose(state, written)
+    verdict = rascounts.judge(verdict, ras) if counted else verdict
     hosts = dict(run.ranks.select("rank", "host").drop_nulls().iter_rows())
     tables = {
         "culprits": hangtables.culprits(state, verdict, hosts, _TABLE_ROWS),
@@ -197,9 +219,10 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
         "in_flight": hangtables.in_flight(state, written, _TABLE_ROWS),
         "coverage": hangtables.coverage(state, own["dumps"], incomplete),
         "launch_order": launch_order(state, own["launches"]).head(_TABLE_ROWS),
+        "disagreements": contradictions.head(_TABLE_ROWS),
     }
     operation = hangtables.call(state, verdict.operation) if verdict.operation else {}
-    told = _verdict(state, verdict, tables, operation, hosts)
+    told = _verdict(state, verdict, tables, operation, hosts, counted=counted)
     lines = [line for _, line in told]
     return Result(
         headline=[Headline("Hang", lines[0], "text", 40, f"confidence {verdict.confidence}")],
@@ -215,10 +238,20 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
             "dumps_missing": len(set(state.world) - state.known),
         },
         tables={"verdict": pl.DataFrame(told, schema={"part": pl.String, "line": pl.String}, orient="row"), **tables},
-        findings=_findings(verdict, lines),
+        findings=_findings(verdict, lines, tables),
         charts=_charts(tables),
-        notes=verdict.why,
+        notes=(*verdict.why, *beside),
     )
+
+
+def _silent_to_ras(ras: rascounts.Answers, dumps: pl.DataFrame) -> list[str]:
+    """Say where RAS misses a rank that left a dump or log: it was alive when it wrote that."""
+    left = set(dumps.filter(pl.col("kind") != "service")["rank"].to_list())
+    gone = sorted(left & ras.missing.keys())
+    if not gone:
+        return []
+    states = ", ".join(sorted({ras.missing[rank] for rank in gone}))
+    return [f"RAS says of {_ranks(gone)}: {states}; yet {'it' if len(gone) == 1 else 'they'} left a dump or log."]
 
 
 # ---- words ----
@@ -230,10 +263,12 @@ def _verdict(
     tables: Mapping[str, pl.DataFrame],
     operation: Mapping[str, object],
     hosts: Mapping[int, str],
+    *,
+    counted: bool,
 ) -> list[tuple[str, str]]:
     """Return the verdict as (what a line tells, line): at most nine lines of 80 columns, the culprits first."""
     lines = [
-        ("who", _who(verdict, hosts)),
+        ("who", _who(verdict, hosts, counted=counted)),
         ("cause", f"Cause: {verdict.cause}, confidence {verdict.confidence}."),
         ("why", f"Why: {verdict.why[0]}"),
     ]
@@ -256,7 +291,7 @@ def _verdict(
     return [(part, textwrap.shorten(line, _WIDTH, placeholder=" …") if line in long else line) for part, line in lines]
 
 
-def _who(verdict: Diagnosis, hosts: Mapping[int, str]) -> str:
+def _who(verdict: Diagnosis, hosts: Mapping[int, str], *, counted: bool) -> str:
     if verdict.cause == "none":
         return "No hang was found."
     if verdict.cause == "all_inside":
@@ -266,6 +301,8 @@ def _who(verdict: Diagnosis, hosts: Mapping[int, str]) -> str:
     places = sorted({hosts[rank] for rank in verdict.culprits if rank in hosts})
     where = f" on {', '.join(places[:3])}{', …' if len(places) > 3 else ''}" if places else ""  # noqa: PLR2004 - as shown
     says = _SAYS[verdict.cause]
+    if counted and verdict.cause == "no_dump":
+        says = "does not answer RAS" if len(verdict.culprits) == 1 else "do not answer RAS"
     if len(verdict.culprits) > 1:
         says = says.replace("is waited for and left", "are waited for and left").replace(" its peers", " their peers")
     sentence = f"{_ranks(verdict.culprits)}{where} {says}."
@@ -297,9 +334,10 @@ def _covered(state: State, coverage: pl.DataFrame) -> str:
     return text + "."
 
 
-def _findings(verdict: Diagnosis, lines: Sequence[str]) -> list[Finding]:
+def _findings(verdict: Diagnosis, lines: Sequence[str], tables: Mapping[str, pl.DataFrame]) -> list[Finding]:
     if verdict.cause == "none":
         return []
+    shown = next(name for name in ("waiting", "in_flight", "coverage") if tables[name].height or name == "coverage")
     return [
         Finding(
             id=f"hangs.{verdict.cause}",
@@ -311,7 +349,7 @@ def _findings(verdict: Diagnosis, lines: Sequence[str]) -> list[Finding]:
             confidence=verdict.confidence,
             confidence_why=verdict.why[-1],
             saving=no_saving(),
-            evidence=(("waiting", (0,)),) if verdict.edges else (("in_flight", (0,)),),
+            evidence=((shown, (0,)),),
             where=Where(ranks=verdict.culprits),
         )
     ]

@@ -2,11 +2,12 @@
 
 Format: docs/userguide/source/troubleshooting/ras.rst of NVIDIA/nccl (JSON since 2.28.7; monitor events since
 2.29). Counts are of launches, per operation. Ranks are those of the largest communicator; a rank that does not
-answer is told with what RAS thinks of it.
+answer is told with what RAS thinks of it. Every rank it tells of is a row of `dumps` (kind service).
 """
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -17,7 +18,7 @@ from tracetool.rawfile import read_all
 from tracetool.tables import frame
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from tracetool.registry import ParseOptions
@@ -32,6 +33,8 @@ Process = tuple[str, int, int]
 """Host, process id, device."""
 Fact = tuple[Process, str | None, str, str | None, int | None]
 """Who, communicator, name, value, number."""
+Place = tuple[int | None, int | None]
+"""Size of a communicator, and a process' rank in it."""
 
 
 def sniff(path: Path, head: bytes) -> bool:
@@ -47,7 +50,7 @@ def parse(path: Path, options: ParseOptions) -> Tables:
     data = read_all(path, options.display_path, _LIMIT)
     facts: list[Fact] = []
     ranks: dict[Process, dict[int, int]] = {}
-    groups: dict[tuple[Process, str], int | None] = {}
+    groups: dict[tuple[Process, str], Place] = {}
     notes: list[str] = []
     version = None
     for answer in _answers(data, options, notes):
@@ -65,9 +68,25 @@ def parse(path: Path, options: ParseOptions) -> Tables:
     process_of = {rank: process for process, rank in sorted(rank_of.items(), reverse=True)}
     numbered = [(rank_of[fact[0]], line, fact) for line, fact in enumerate(facts, start=1) if fact[0] in rank_of]
     kept = sorted(numbered, key=lambda row: row[:2])
-    keys = sorted({(rank_of[process], group): size for (process, group), size in groups.items()}.items())
+    keys = sorted({(rank_of[process], group): place for (process, group), place in groups.items()}.items())
     count, source = len(kept), options.display_path
+    stat = path.stat()
+    members = _members(groups, rank_of)
+    entries = Counter(row[0] for row in kept)
     return {
+        "dumps": frame(
+            "dumps",
+            {
+                "rank": told,
+                "source": [source] * len(told),
+                "kind": ["service"] * len(told),
+                "library": [version] * len(told),
+                "entries": [entries[rank] for rank in told],
+                "finished": [0] * len(told),
+                "has_stacks": [False] * len(told),
+                "file_unix_ns": [stat.st_mtime_ns] * len(told),
+            },
+        ),
         "log_facts": frame(
             "log_facts",
             {
@@ -89,7 +108,8 @@ def parse(path: Path, options: ParseOptions) -> Tables:
             {
                 "rank": [rank for (rank, _), _ in keys],
                 "group": [group for (_, group), _ in keys],
-                "size": [size for _, size in keys],
+                "ranks": [members.get(group) for (_, group), _ in keys],
+                "size": [size for _, (size, _) in keys],
             },
         ),
         "ranks": frame(
@@ -111,7 +131,7 @@ def parse(path: Path, options: ParseOptions) -> Tables:
             {
                 "path": [source],
                 "format": [FORMAT],
-                "bytes": [path.stat().st_size],
+                "bytes": [stat.st_size],
                 "events": [count],
                 "dropped": [len(facts) - count],
                 "repaired": [0],
@@ -119,6 +139,21 @@ def parse(path: Path, options: ParseOptions) -> Tables:
                 "notes": [notes],
             },
         ),
+    }
+
+
+def _members(groups: Mapping[tuple[Process, str], Place], rank_of: Mapping[Process, int]) -> dict[str, list[int]]:
+    """Return the ranks of each communicator in its order, where all of them were told."""
+    found: dict[str, dict[int, int]] = defaultdict(dict)
+    sizes: dict[str, int | None] = {}
+    for (process, group), (size, place) in groups.items():
+        sizes[group] = size
+        if place is not None:
+            found[group][place] = rank_of[process]
+    return {
+        group: [places[place] for place in sorted(places)]
+        for group, places in found.items()
+        if len(places) == sizes[group] == len(set(places.values()))
     }
 
 
@@ -149,12 +184,12 @@ def _communicator(
     communicator: dict[str, object],
     facts: list[Fact],
     ranks: dict[Process, dict[int, int]],
-    groups: dict[tuple[Process, str], int | None],
+    groups: dict[tuple[Process, str], Place],
 ) -> None:
     group, size = str(communicator.get("hash"))[:80], _int(communicator.get("size"))
     for present in _dicts(communicator.get("ranks")):
         process = _process(present)
-        groups[process, group] = size
+        groups[process, group] = size, _int(present.get("rank"))
         _rank(present, process, size, ranks)
         counts = present.get("collective_counts")
         for name, number in sorted(counts.items()) if isinstance(counts, dict) else ():
@@ -165,7 +200,7 @@ def _communicator(
                 facts.append((process, group, "status", str(name)[:80], _int(value)))
     for missing in _dicts(communicator.get("missing_ranks")):
         process = _process(missing)
-        groups[process, group] = size
+        groups[process, group] = size, _int(missing.get("rank"))
         _rank(missing, process, size, ranks)
         status = missing.get("status")
         state = next((word for key, word in _STATES if isinstance(status, dict) and status.get(key)), "missing")
