@@ -14,6 +14,9 @@ p99 may be then (0: exact).
 short_name is the name without return type, namespaces, template and call arguments, with the functor that tells
 element-wise kernels apart; name is what the tracer wrote.
 
+Where the tracer recorded a replay of a CUDA graph as one row (Nsight Systems by default), its kernels are not there:
+graph_replays counts such rows, graph_share is |∪ replays| ÷ |∪ GPU activity|, summed over ranks.
+
 Source: statistics from single durations, where HolisticTraceAnalysis 0.5.0 (get_gpu_kernel_breakdown) shows
 mean = min = max for kernels beyond its number of names.
 """
@@ -28,7 +31,7 @@ from tracetool import intervals
 from tracetool.figures import milliseconds, percent, severity, share
 from tracetool.histogram import histogram, quantiles
 from tracetool.kernelname import short_name
-from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value
+from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value, no_saving
 
 if TYPE_CHECKING:
     from tracetool.registry import RankView, RunView
@@ -42,6 +45,8 @@ MAX_PAIRS: Final = 20_000
 """(row, duration) pairs a rank may hand over before durations are rounded."""
 MAX_ROWS: Final = 500
 _KEYS: Final = ("name", "kind", "phase")
+_GRAPH_LIMIT: Final = 0.02
+"""Share of GPU time in graph replays from which a finding is a warning: figures then miss that much."""
 _FULL_PRECISION: Final = r"(?i)(^|_)sgemm(_|$)"
 _ELEMENTWISE: Final = r"(?i)elementwise|_functor|Functor<|CatArray|fill_kernel|copy_kernel"
 _TEXTS: Final = {
@@ -63,8 +68,8 @@ _TEXTS: Final = {
 
 
 def per_rank(rank: RankView, _facts: Tables, settings: Settings) -> Tables:
-    """Return `keys` (exact sums by name, kind, phase), `durations` (their histogram) and `savings` by step."""
-    gpu = rank.table("gpu", ["name", "kind", "phase", "start_ns", "dur_ns"])
+    """Return `keys` (exact sums by name, kind, phase), `durations` (their histogram), `savings` by step, `graphs`."""
+    gpu = rank.table("gpu", ["event", "name", "kind", "phase", "start_ns", "dur_ns"])
     windows = rank.table("steps", ["rank", "step", "start_ns", "end_ns", "basis"]).sort("start_ns", "end_ns")
     windows = windows.filter(pl.col("basis") != "cpu")
     if settings.steps is not None:
@@ -87,7 +92,19 @@ def per_rank(rank: RankView, _facts: Tables, settings: Settings) -> Tables:
         "keys": keys.with_columns(pl.lit(bits, pl.Int32).alias("bits")),
         "durations": durations.with_columns(rank=pl.lit(rank.rank, pl.Int32)),
         "savings": pl.concat([_saving(windows, gpu, cause, text[0]) for cause, text in _TEXTS.items()]),
+        "graphs": _graphs(rank, gpu),
     }
+
+
+def _graphs(rank: RankView, gpu: pl.DataFrame) -> pl.DataFrame:
+    """Return (rank, replays, graph_ns, busy_ns): replays of graphs whose kernels were not recorded."""
+    rows = rank.table("events", ["event", "category"]).filter(pl.col("category") == "graph").select("event")
+    replays = gpu.join(rows, on="event", how="semi")
+    lengths = [intervals.length(intervals.spans(part)) for part in (replays, gpu)]
+    return pl.DataFrame(
+        {"rank": [rank.rank], "replays": [replays.height], "graph_ns": lengths[:1], "busy_ns": lengths[1:]},
+        schema={"rank": pl.Int32, "replays": pl.Int64, "graph_ns": pl.Int64, "busy_ns": pl.Int64},
+    )
 
 
 def _starting_inside(gpu: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
@@ -146,6 +163,8 @@ def analyze(parts: Tables, _run: RunView, _settings: Settings) -> Result:
         )
     )  # fmt: skip
     kinds = keys.group_by("kind", "phase").agg(pl.col("count", "total_ns").sum()).sort("kind", "phase")
+    graphs = parts["graphs"]
+    in_graphs = share(int(graphs["graph_ns"].sum()), int(graphs["busy_ns"].sum()))
     error = max((0.0 if bits == 0 else 2.0**-bits for bits in keys["bits"].unique().to_list()), default=0.0)
     metrics: dict[str, Value] = {
         "activities": int(keys["count"].sum()),
@@ -154,6 +173,8 @@ def analyze(parts: Tables, _run: RunView, _settings: Settings) -> Result:
         "busy_sum_ns": total,
         "top_kernel_share": share(int(rows["total_ns"][0]), total),
         "quantile_error_share": error,
+        "graph_replays": int(graphs["replays"].sum()),
+        "graph_share": in_graphs,
     }
     notes = []
     if rows.height > MAX_ROWS:
@@ -175,9 +196,32 @@ def analyze(parts: Tables, _run: RunView, _settings: Settings) -> Result:
                 note="Sum of durations over all ranks.", options={"max_rows": 20},
             )
         ],
-        findings=_findings(parts["savings"], shown),
+        findings=[*_graph_findings(graphs, in_graphs, shown), *_findings(parts["savings"], shown)],
         notes=notes,
     )  # fmt: skip
+
+
+def _graph_findings(graphs: pl.DataFrame, part: float | None, shown: pl.DataFrame) -> list[Finding]:
+    """Say what cannot be told where replays of CUDA graphs were recorded as a whole, and how to record them."""
+    replays = int(graphs["replays"].sum())
+    if not replays:
+        return []
+    rows = shown.with_row_index("row").filter(pl.col("name").str.starts_with("CUDA graph "))["row"].head(5).to_list()
+    return [
+        Finding(
+            id="kernels.graph_replays",
+            analysis="kernels",
+            severity="warning" if part is not None and part >= _GRAPH_LIMIT else "info",
+            title="CUDA graphs were recorded as a whole: their kernels are not in the trace",
+            detail=f"{replays:,} replays hold {percent(part)} of GPU time and count as compute. Communication inside "
+            "them is not seen: overlap and exposed communication miss it, MFU misses their FLOPs or their coverage.",
+            advice="Record with nsys profile --cuda-graph-trace=node (it costs more while recording).",
+            confidence="high",
+            confidence_why="the export has a row for each replay and none for its kernels",
+            saving=no_saving(),
+            evidence=(("kernels", tuple(rows)),) if rows else (),
+        )
+    ]
 
 
 def _findings(savings: pl.DataFrame, shown: pl.DataFrame) -> list[Finding]:

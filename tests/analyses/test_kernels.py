@@ -9,7 +9,7 @@ import polars as pl
 from inmemory import MemoryRank, ask, gpu, steps
 
 from tracetool.settings import Settings
-from tracetool.tables import Phase
+from tracetool.tables import Phase, frame
 
 if TYPE_CHECKING:
     import pytest
@@ -78,3 +78,32 @@ def test_a_healthy_run_has_no_finding() -> None:
 def test_nothing_inside_the_chosen_steps_is_skipped() -> None:
     result = one(named("a", 5), (1, 500, 600), settings=Settings(steps=(1,)))
     assert result.status == "skipped"
+
+
+def test_graphs_recorded_as_a_whole_are_a_finding_with_the_flag_to_use() -> None:
+    table = gpu(*named("gemm", 100), *named("CUDA graph 5", 300, 100, start=2000))
+    events = frame(
+        "events",
+        {
+            "event": table["event"],
+            "rank": [0] * 3,
+            "track": [0] * 3,
+            "start_ns": table["start_ns"],
+            "dur_ns": table["dur_ns"],
+            "category": ["kernel", "graph", "graph"],
+            "name": table["name"],
+        },
+    )
+    result = ask(kernels, [MemoryRank(0, {"gpu": table, "events": events, "steps": steps((None, 0, 9999))})])
+    assert (result.metrics["graph_replays"], result.metrics["graph_share"]) == (2, 0.8)
+    (finding,) = result.findings
+    assert (finding.id, finding.severity, finding.saving.height) == ("kernels.graph_replays", "warning", 0)
+    assert "--cuda-graph-trace=node" in finding.advice
+    assert "MFU" in finding.detail
+    assert finding.evidence == (("kernels", (0,)),)
+
+
+def test_without_such_graphs_nothing_is_said_of_them() -> None:
+    result = one(named("gemm", 100))
+    assert (result.metrics["graph_replays"], result.metrics["graph_share"]) == (0, 0.0)
+    assert result.findings == []
