@@ -180,6 +180,7 @@ SYNC_INTS: Final = ("stream", "wait_on_stream", "wait_on_correlation")
 NAMES_OF_2021: Final = ("Kernel", "Memcpy", "Memset", "Runtime", "Operator")
 
 
+FLOWS: Final = frozenset({_Flow, _FlowStep, _FlowEnd})
 RARE: Final = frozenset({Count, Odd, Skipped})
 _READ: Final = ("X", "i", "M", "C", "s", "t", "f")
 LIST_DECODERS: Final = {

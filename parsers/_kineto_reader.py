@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from tracetool.parsers._kineto_format import (  # type: ignore[import-not-found]  # mapped at install time
     COMM_MARKS,
+    FLOWS,
     LIST_DECODERS,
     MEMORY,
     NAMES_OF_2021,
@@ -82,8 +83,8 @@ class Reader:
         """Keep the columns of what `decode` returned last."""
         complete, instant = (CompleteText, InstantText) if self._text_times else (Complete, Instant)
         xs = [event for event in events if type(event) is complete]
-        others = len(events) - len(xs)
-        instants = [event for event in events if type(event) is instant] if others else []
+        others = [event for event in events if type(event) is not complete] if len(xs) < len(events) else []
+        instants = [event for event in others if type(event) is instant]
         categories = [event.cat for event in xs]
         frames = categories.count("python_function")
         if frames:
@@ -100,8 +101,8 @@ class Reader:
         self.left_out["python_function"] += frames
         if instants:
             self._take_instants(instants, at)
-        if others > len(instants):
-            self._take_others(events)
+        if len(others) > len(instants) and not FLOWS.issuperset(map(type, others)):
+            self._take_others(others)
         good = (start != NULL) & (dur >= 0)
         if not good.all():
             self.lost["time"] += int((start == NULL).sum())
@@ -226,7 +227,7 @@ class Reader:
                 pid=self.pids.of([event.pid for event in chosen]),
                 tid=self.tids.of([event.tid for event in chosen]),
                 device=np.where(on_host, -1, device),
-                **{name: ints([getattr(arg, name) for arg in args]) for name in MEMORY},
+                **{name: ints(list(map(attrgetter(name), args))) for name in MEMORY},
             )
         others = np.flatnonzero(~is_memory & (at != NULL))
         if others.size:
@@ -260,4 +261,4 @@ class Reader:
 
 
 def _fields(args: list[Any], *names: str) -> dict[str, list[Any]]:
-    return {name: [getattr(arg, name) for arg in args] for name in names}
+    return {name: list(map(attrgetter(name), args)) for name in names}

@@ -364,7 +364,7 @@ class ArrayStream(Generic[T]):
             end := self._guessed_end(self._text)
         ) is not None:
             try:
-                objects = self._decode(b"[" + self._text[:end] + b"]")
+                objects = self._decode(_listed(self._text, end))
             except _BROKEN:
                 pass  # a wrong guess or damage: both are found below
             else:
@@ -375,7 +375,7 @@ class ArrayStream(Generic[T]):
         for cut in self._cuts():
             self._at = cut
             try:
-                objects = self._decode(b"[" + self._text[:cut] + b"]")
+                objects = self._decode(_listed(self._text, cut))
             except _BROKEN as error:
                 if str(error) != _TRUNCATED:
                     break
@@ -562,6 +562,11 @@ class ArrayStream(Generic[T]):
                 at = _error_at(error)
                 part = part[: part.rfind(b"}", 0, at - 1 if at else len(part) - 1) + 1]
         return []
+
+
+def _listed(text: bytes, end: int) -> bytes:
+    """Return the text up to `end` in brackets; joined from a view, so that it is copied once."""
+    return b"".join((b"[", memoryview(text)[:end], b"]"))
 
 
 def _patterns(first_keys: Sequence[str]) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
