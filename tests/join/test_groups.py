@@ -152,3 +152,11 @@ def test_other_operations_and_groups_that_name_another_role_are_left_alone() -> 
     assert _adopt({"1": "mesh_dp"}, (0, None, "all_reduce")).seen["group"].to_list() == [None]
     assert _adopt({"1": "mesh_tp"}, (0, None, "unknown")).seen["group"].to_list() == [None]
     assert _adopt({"1": "mesh_tp"}, (0, "1", "all_reduce")).notes == ()
+
+
+def test_a_data_parallel_group_that_carries_sharded_parameters_is_fsdp() -> None:
+    uses = (("all_gather", "forward"), ("all_gather", "backward"), ("reduce_scatter", "backward"))
+    sharded = _unify(*((0, "d", "DATA_PARALLEL_GROUP_WITH_CP", [0, 1], 2, op, phase, 4) for op, phase in uses))
+    assert sharded.select("role", "role_source").rows() == [("fsdp", "operations")]
+    plain = _unify((0, "d", "DATA_PARALLEL_GROUP_WITH_CP", [0, 1], 2, "all_reduce", "backward", 4))
+    assert plain.select("role", "role_source").rows() == [("dp", "description")]

@@ -246,8 +246,10 @@ def _group(name: str, ranks: tuple[int, ...], uses: list[_Use]) -> dict[str, obj
     counts: dict[tuple[str, str], int] = {}
     for use in uses:
         counts[use.op, use.phase] = counts.get((use.op, use.phase), 0) + use.times
-    named = role_by_name(desc) or role_by_name(name)
-    role = named or role_by_use(counts)
+    named, used = role_by_name(desc) or role_by_name(name), role_by_use(counts)
+    # a data-parallel group may carry sharded parameters: its name does not say, what is sent over it does
+    sharded = named == "dp" and used == "fsdp"
+    role = used if sharded else named or used
     return {
         "group": name,
         "desc": desc,
@@ -255,7 +257,11 @@ def _group(name: str, ranks: tuple[int, ...], uses: list[_Use]) -> dict[str, obj
         "size": next((use.size for use in uses if use.size is not None), len(ranks) or None),
         "members": sorted({use.rank for use in uses}),
         "role": role,
-        "role_source": "description" if named else "operations" if role != "other" else "none",
+        "role_source": "operations"
+        if sharded or (role != "other" and not named)
+        else "description"
+        if named
+        else "none",
         "count": sum(counts.values()),
     }
 
