@@ -18,6 +18,12 @@ rounded; neither holds what was launched outside steps. All in integer ns.
 
 Annotations are cut to the MAX_NAMES names with most time; the notes say how many are left out.
 
+Where annotations nest, table `paths` has a row for each path of names (`forward / layer 3 / mlp`; step ranges and
+operators between them do not count): calls, cpu_ns and gpu_ns as above over all steps and ranks; projected_ns = Σ over
+its ranges of the span from first start to last end of the GPU operations launched inside on the range's own thread,
+which is what nsys shows as NVTX GPU projection, idle time between them included; operations is their number. null:
+nothing was launched there. The MAX_PATHS paths with most time of each rank.
+
 Source: tracetool's own definition; the rule for backward and recompute is that of the derived column `phase`.
 """
 
@@ -31,6 +37,7 @@ import polars as pl
 from tracetool import intervals
 from tracetool import parts as training
 from tracetool.figures import share
+from tracetool.rangepaths import paths, projections
 from tracetool.results import Chart, Result
 
 if TYPE_CHECKING:
@@ -45,18 +52,22 @@ NEEDS: Final = ("events",)
 PARTS: Final = ("forward", "backward", "recompute", "optimizer", "dataloader", "checkpoint")
 MAX_NAMES: Final = 100
 """Annotation names a rank hands over."""
+MAX_PATHS: Final = 300
+"""Paths a rank hands over, and rows of their table."""
 MAX_ROWS: Final = 20_000
 """Rows of annotations in the table; fewer names when there are many ranks and steps."""
 PAIRS_AT_ONCE: Final = 4_000_000
 """(range, activity) pairs held in memory at a time."""
+PROFILER_STEP: Final = r"^ProfilerStep#\d+$"
+PATHS: Final = ("path", "depth", "calls", "gpu_ns", "cpu_ns", "projected_ns", "operations")
 PHASES: Final = ("phase", "rank", "step", "gpu_ns", "cpu_ns", "source", "calls")
 _CPU: Final = ("cpu_op", "annotation", "runtime")
 
 
 def per_rank(rank: RankView, _facts: Tables, settings: Settings) -> Tables:
-    """Return `rows`: one a part or annotation name, and step; `left_out`: how many names were cut."""
+    """Return `rows`: one a part or annotation name, and step; `paths`; `left_out`: how many names, paths were cut."""
     steps = rank.table("steps", ["step", "range_start_ns", "range_end_ns"])
-    gpu = rank.table("gpu", ["start_ns", "dur_ns", "launch_start_ns", "step", "phase"]).filter(
+    gpu = rank.table("gpu", ["start_ns", "dur_ns", "launch", "launch_start_ns", "step", "phase"]).filter(
         pl.col("launch_start_ns").is_not_null()
     )
     gpu = gpu.with_columns(pl.col("phase").cast(pl.String), end_ns=pl.col("start_ns") + pl.col("dur_ns"))
@@ -66,6 +77,7 @@ def per_rank(rank: RankView, _facts: Tables, settings: Settings) -> Tables:
         .with_columns(pl.col("phase").cast(pl.String), end_ns=pl.col("start_ns") + pl.col("dur_ns"))
     )
     cpu = cpu.with_columns(above=pl.col("phase").gather(pl.col("parent")))
+    by_path, paths_left_out = _paths(cpu, gpu, steps, settings)
     annotations, left_out = _annotations(cpu, steps)
     gpu_ns = pl.concat([_gpu_of_parts(gpu), gpu_of_ranges(annotations, gpu)])
     cpu_ns = pl.concat([_cpu_of_parts(cpu.filter(pl.col("category").is_in(_CPU))), _cpu_of_ranges(annotations)])
@@ -81,18 +93,65 @@ def per_rank(rank: RankView, _facts: Tables, settings: Settings) -> Tables:
         rows = rows.filter(pl.col("step").is_in(settings.steps))
     return {
         "rows": rows.select(PHASES).sort("source", "phase", "step"),
-        "left_out": pl.DataFrame({"names": [left_out]}),
+        "paths": by_path.with_columns(rank=pl.lit(rank.rank, pl.Int32)),
+        "left_out": pl.DataFrame({"names": [left_out], "paths": [paths_left_out]}),
     }
+
+
+def _paths(cpu: pl.DataFrame, gpu: pl.DataFrame, steps: pl.DataFrame, settings: Settings) -> tuple[pl.DataFrame, int]:
+    """Return table `paths` of a rank, most time first, and how many were cut; no row where no annotations nest."""
+    chosen = _is_annotation(cpu, steps)
+    found = paths(cpu["name"], cpu["parent"].fill_null(-1).to_numpy(), chosen.to_numpy())
+    ranges = cpu[found.rows].select("track", "step", "start_ns", "end_ns").with_columns(number=pl.Series(found.number))
+    if settings.steps is not None:
+        ranges = ranges.filter(pl.col("step").is_in(settings.steps))
+    texts = found.texts.with_row_index("number").with_columns(pl.col("number").cast(pl.Int64))
+    if not texts["depth"].sum():
+        ranges = ranges.clear()
+    most = (
+        ranges.group_by("number")
+        .agg(calls=pl.len().cast(pl.Int64), dur_ns=(pl.col("end_ns") - pl.col("start_ns")).sum())
+        .join(texts, on="number")
+        .sort(["dur_ns", "path"], descending=[True, False])
+    )
+    kept = most.head(MAX_PATHS)
+    ordered = ranges.join(kept.select("number", phase="path"), on="number").sort("phase", "start_ns", "end_ns", "track")
+    launched = gpu.with_columns(launch_track=cpu["track"].gather(gpu["launch"], null_on_oob=True))
+    projected = (
+        ordered.select("phase")
+        .hstack(projections(ordered, launched))
+        .group_by("phase")
+        .agg(
+            projected_ns=pl.when(pl.col("projected_ns").count() > 0).then(pl.col("projected_ns").sum()),
+            operations=pl.col("operations").sum(),
+        )
+    )
+    whole = ordered.with_columns(step=pl.lit(None, pl.Int32))
+    table = kept.select("depth", "calls", phase="path")
+    for part in (_measure(whole, "", "cpu_ns"), gpu_of_ranges(whole, gpu)):
+        table = table.join(part.drop("source", "step"), on="phase", how="left", maintain_order="left")
+    table = table.join(projected, on="phase", how="left", maintain_order="left").rename({"phase": "path"})
+    nothing = pl.lit(0 if gpu.height else None, pl.Int64)
+    filled = table.with_columns(pl.col("cpu_ns").fill_null(0), gpu_ns=pl.coalesce("gpu_ns", nothing))
+    return filled.select(PATHS), most.height - kept.height
+
+
+def _is_annotation(cpu: pl.DataFrame, steps: pl.DataFrame) -> pl.Series:
+    """Say of each event whether it is an annotation and no step range."""
+    of_steps = steps.select(start_ns="range_start_ns", end_ns="range_end_ns").drop_nulls().unique()
+    marked = cpu.join(
+        of_steps.with_columns(is_step=pl.lit(value=True)), on=["start_ns", "end_ns"], how="left", maintain_order="left"
+    )
+    return marked.select(
+        (pl.col("category") == "annotation")
+        & pl.col("is_step").is_null()
+        & ~pl.col("name").cast(pl.String).str.contains(PROFILER_STEP)
+    ).to_series()
 
 
 def _annotations(cpu: pl.DataFrame, steps: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     """Return the ranges (phase = their name, step, start_ns, end_ns) of the names with most time; how many were cut."""
-    ranges = cpu.filter(pl.col("category") == "annotation").join(
-        steps.select(start_ns="range_start_ns", end_ns="range_end_ns").drop_nulls(),
-        on=["start_ns", "end_ns"],
-        how="anti",
-    )
-    ranges = ranges.filter(~pl.col("name").cast(pl.String).str.contains(r"^ProfilerStep#\d+$"))
+    ranges = cpu.filter(_is_annotation(cpu, steps))
     names = (
         ranges.group_by("name")
         .agg(pl.col("dur_ns").sum())
@@ -188,6 +247,8 @@ def analyze(parts: Tables, run: RunView, _settings: Settings) -> Result:
         notes.append(f"Not found in the traces, so null: {', '.join(absent)}.")
     if (parts["left_out"]["names"] > 0).any():
         notes.append(f"On each rank only the {MAX_NAMES} annotation names with most time are kept.")
+    if (parts["left_out"]["paths"] > 0).any():
+        notes.append(f"On each rank only the {MAX_PATHS} paths of annotations with most time are kept.")
     if cut:
         notes.append(f"The table by rank and step leaves out {cut} annotation names with less time; sums hold them.")
     if rows["gpu_ns"].null_count() == rows.height:
@@ -203,9 +264,12 @@ def analyze(parts: Tables, run: RunView, _settings: Settings) -> Result:
         charts.append(
             Chart("bars", "Time by annotation", "annotations", label="phase", y=(shown,), note=note, options=options)
         )
+    tables = {"phases": table, "parts": of_parts.drop("source"), "annotations": of_ranges.drop("source")}
+    if parts["paths"].height:
+        tables["paths"] = _paths_of_all(parts["paths"])
     return Result(
         metrics=metrics,
-        tables={"phases": table, "parts": of_parts.drop("source"), "annotations": of_ranges.drop("source")},
+        tables=tables,
         charts=charts,
         notes=notes,
     )
@@ -235,6 +299,21 @@ def _sums(rows: pl.DataFrame) -> pl.DataFrame:
     gpu = pl.when(pl.col("gpu_ns").is_not_null().any()).then(pl.col("gpu_ns").sum())
     return rows.group_by("source", "phase").agg(
         pl.col("calls").sum(), gpu_ns=gpu, cpu_ns=pl.col("cpu_ns").sum(), ranks=pl.col("rank").n_unique()
+    )
+
+
+def _paths_of_all(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return sums over ranks by path, most GPU time first; a sum of nulls is null."""
+    sums = [
+        pl.when(pl.col(name).is_not_null().any()).then(pl.col(name).sum()).alias(name)
+        for name in ("gpu_ns", "projected_ns", "operations")
+    ]
+    return (
+        rows.group_by("path")
+        .agg(pl.col("depth").min(), pl.col("calls", "cpu_ns").sum(), *sums, ranks=pl.col("rank").n_unique())
+        .sort(["gpu_ns", "cpu_ns", "path"], descending=[True, True, False], nulls_last=True)
+        .head(MAX_PATHS)
+        .select(*PATHS, "ranks")
     )
 
 

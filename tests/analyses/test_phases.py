@@ -175,3 +175,46 @@ def test_equal_to_counting_every_nanosecond(
             inside = [a for a in activities if any(s <= a[0] < e for s, e in mine)]
             expected = sum(any(s <= t < s + d for _, s, d in inside) for t in range(80))
             assert found.get((name, step), 0) == expected
+
+
+def test_annotations_that_nest_are_shown_by_path() -> None:
+    tables = cpu(
+        (0, 0, 100, "annotation", "ProfilerStep#1", None, 1, None),
+        (0, 5, 90, "annotation", "forward", 0, 1, None),
+        (0, 10, 20, "annotation", "layer 0", 1, 1, None),
+        (0, 12, 5, "cpu_op", "aten::mm", 2, 1, None),
+        (0, 13, 2, "annotation", "gemm", 3, 1, None),
+        (0, 14, 1, "runtime", "cudaLaunchKernel", 4, 1, None),
+        (0, 40, 20, "annotation", "layer 1", 1, 1, None),
+        (0, 45, 1, "runtime", "cudaLaunchKernel", 6, 1, None),
+        (1, 46, 1, "runtime", "cudaLaunchKernel", None, 1, None),
+        (0, 50, 1, "runtime", "cudaLaunchKernel", 6, 1, None),
+        (0, 70, 10, "annotation", "layer 0", 1, 1, None),
+    )
+    columns = ("event", "track", "start_ns", "dur_ns", "kind", "name", "launch", "launch_start_ns", "launch_end_ns")
+    work = [(5, 100, 10, 14), (7, 120, 5, 45), (8, 130, 8, 46), (9, 150, 10, 50)]
+    values = [(i, 9, start, dur, "compute", "k", launch, at, at + 1) for i, (launch, start, dur, at) in enumerate(work)]
+    tables["gpu"] = rows("gpu", 0, columns, *values)
+    tables["steps"] = window((1, 100, 160, 0, 100))
+    result = ask(phases, [MemoryRank(0, tables)])
+    assert result.tables["paths"].drop("ranks").rows() == [
+        # the other thread's kernel counts in gpu_ns, not in the projection; the gap between kernels the other way
+        ("forward", 0, 1, 33, 90, 60, 3),
+        ("forward / layer 1", 1, 1, 23, 20, 40, 2),
+        ("forward / layer 0", 1, 2, 10, 30, 10, 1),
+        ("forward / layer 0 / gemm", 2, 1, 10, 2, 10, 1),
+    ]
+
+
+def test_annotations_side_by_side_need_no_paths() -> None:
+    tables = cpu((0, 0, 10, "annotation", "a", None, None, None), (0, 20, 10, "annotation", "b", None, None, None))
+    assert "paths" not in ask(phases, [MemoryRank(0, tables)]).tables
+
+
+def test_paths_are_cut_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phases, "MAX_PATHS", 2)
+    inner = [(0, 10 * k, k, "annotation", f"inner {k}", 0, None, None) for k in range(1, 5)]
+    result = ask(phases, [MemoryRank(0, cpu((0, 0, 100, "annotation", "outer", None, None, None), *inner))])
+    assert result.tables["paths"]["path"].to_list() == ["outer", "outer / inner 4"]
+    assert result.tables["paths"]["gpu_ns"].to_list() == [None, None]
+    assert any("only the 2 paths" in note for note in result.notes)
