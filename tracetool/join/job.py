@@ -89,13 +89,13 @@ class Job:
         self.graph: Graph = graph(nodes.height, self.pred, self.node, meets.to_series().to_numpy())
 
     @classmethod
-    def of(cls, joined: Mapping[str, pl.DataFrame]) -> Job | None:
-        """Return the job of the tables `nodes`, `edges`, `clocks` and `groups`; None when there is nothing to replay.
+    def of(cls, joined: Mapping[str, pl.DataFrame], fewest: int = 2) -> Job | None:
+        """Return the job of the tables `nodes`, `edges`, `clocks` and `groups`; None with fewer than `fewest` ranks.
 
         Raises TracetoolError when the communications contradict each other.
         """
         nodes, edges = joined.get("nodes"), joined.get("edges")
-        if nodes is None or edges is None or "clocks" not in joined or nodes["rank"].n_unique() < 2:  # noqa: PLR2004 - one rank alone waits for nobody
+        if nodes is None or edges is None or "clocks" not in joined or nodes["rank"].n_unique() < fewest:
             return None
         clock = joined["clocks"].select("rank", "offset_ns", "drift_ppm", "t0_ns", "base_unix_ns")
         drift = (pl.col("drift_ppm") * 1e-6 * (pl.col("start_ns") - pl.col("t0_ns"))).round().cast(pl.Int64)

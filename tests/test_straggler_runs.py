@@ -1,0 +1,164 @@
+"""Simulated jobs through files: planted stragglers are found and only they; costs are those of the change made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from simulator import Config, SlowLink, Stall, simulate, whatif
+
+from tracetool.run import open_run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from simulator import Run
+
+    from tracetool.results import Result
+
+WORK: dict[str, Any] = {
+    "layers": 1,
+    "hidden": 2048,
+    "ffn": 8192,
+    "heads": 16,
+    "jitter": 0.01,
+    "comm_jitter": 0.1,
+    "host_jitter": 0.1,
+}
+"""Enough work a kernel that the GPU is the slower side; noise as on a healthy machine."""
+SKEWED: dict[str, Any] = {
+    "gpus_per_node": 4,
+    "clock_offsets_ns": {1: 1_700_000, 2: -900_000, 3: 333_333},
+    "clock_drifts_ppm": {1: 6.0},
+}
+
+
+def asked(run: Run, folder: Path) -> Result:
+    run.write_kineto(folder, host_names=True)
+    with open_run(folder, engine="serial", cache="off") as opened:
+        result = opened.results["stragglers"]
+    assert result.status == "ok", result.reason
+    return result
+
+
+def named(result: Result) -> dict[int, str]:
+    rows = result.tables["ranks"].select("rank", "cause").drop_nulls()
+    return dict(rows.iter_rows())
+
+
+def step_ns(config: Config) -> float:
+    times = simulate(config).step_ns.values()
+    return sum(times) / len(times)
+
+
+GRIDS = {
+    "dp8": Config(dp=8, tp=1, pp=1, microbatches=2, **WORK, **SKEWED),
+    "tp8": Config(dp=1, tp=8, pp=1, microbatches=2, **WORK, **SKEWED),
+    "fsdp8": Config(dp=8, tp=1, pp=1, microbatches=2, dp_mode="fsdp", **WORK, **SKEWED),
+    "dp2 tp2 pp2": Config(dp=2, tp=2, pp=2, p2p_peers=True, **WORK, **SKEWED),
+    "dp4 pp4": Config(dp=4, tp=1, pp=4, p2p_peers=True, **WORK, **SKEWED),
+    "dp2 tp2 pp4": Config(dp=2, tp=2, pp=4, p2p_peers=True, microbatches=2, **WORK, **SKEWED),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_slow_device_is_found_and_nobody_else(name: str, tmp_path: Path) -> None:
+    grid = GRIDS[name]
+    slow = grid.world_size - 3
+    config = grid.replace(slow_ranks={slow: 1.15}, seed=len(name))
+    run = simulate(config)
+    result = asked(run, tmp_path)
+    assert named(result) == {slow: "device"}
+    assert result.metrics["worst_rank"] == slow
+    assert abs(result.metrics["replay_error"]) < 0.02  # type: ignore[arg-type,operator] # a float
+    truth = sum(run.step_ns.values()) / len(run.step_ns) / step_ns(whatif.without_slow_rank(config, slow))
+    assert result.metrics["slowdown"] == pytest.approx(truth, rel=0.025)
+    assert [finding.where.ranks for finding in result.findings if finding.id.startswith("stragglers.rank")] == [(slow,)]
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_healthy_run_names_nobody(name: str, tmp_path: Path) -> None:
+    result = asked(simulate(GRIDS[name].replace(seed=7)), tmp_path)
+    assert named(result) == {}
+    assert result.metrics["worst_rank"] is None
+    assert result.metrics["slowdown"] == 1.0
+    assert not [finding for finding in result.findings if finding.where.ranks]
+
+
+def test_sixty_four_ranks(tmp_path: Path) -> None:
+    config = Config(dp=4, tp=4, pp=4, microbatches=2, p2p_peers=True, slow_ranks={37: 1.15}, **WORK, **SKEWED)
+    assert named(asked(simulate(config), tmp_path)) == {37: "device"}
+
+
+def test_several_at_once_each_for_its_own_reason(tmp_path: Path) -> None:
+    config = Config(
+        dp=4,
+        tp=2,
+        pp=1,
+        steps=3,
+        microbatches=2,
+        slow_ranks={1: 1.3, 6: 1.2},
+        stalls=(Stall(3, 3_000_000, "dataloader"),),
+        **WORK,
+        **SKEWED,
+    )
+    result = asked(simulate(config), tmp_path)
+    assert named(result) == {1: "device", 3: "host", 6: "device"}
+    truth = step_ns(config) / step_ns(whatif.without_stragglers(config))
+    assert result.metrics["slowdown"] == pytest.approx(truth, rel=0.025)
+
+
+def test_a_heavy_stage_names_no_rank_but_the_stage(tmp_path: Path) -> None:
+    config = Config(dp=2, tp=2, pp=2, p2p_peers=True, heavy_stages={1: 1.4}, **WORK, **SKEWED)
+    result = asked(simulate(config), tmp_path)
+    assert named(result) == {}
+    (finding,) = [finding for finding in result.findings if finding.where.stages]
+    assert finding.where.stages == (1,)
+    assert not finding.where.ranks
+
+
+def test_a_late_host_is_the_hosts_fault(tmp_path: Path) -> None:
+    config = Config(dp=4, tp=2, pp=1, stalls=(Stall(5, 2_000_000, "gc"), Stall(5, 2_000_000, "sync")), **WORK, **SKEWED)
+    result = asked(simulate(config), tmp_path)
+    assert named(result) == {5: "host"}
+    truth = step_ns(config) / step_ns(whatif.without_stragglers(config))
+    assert result.metrics["slowdown"] == pytest.approx(truth, rel=0.025)
+
+
+def test_unequal_work_is_the_works_fault(tmp_path: Path) -> None:
+    config = Config(dp=4, tp=2, pp=1, long_sequences={2: 1.3}, **WORK, **SKEWED)
+    assert named(asked(simulate(config), tmp_path)) == {4: "work", 5: "work"}
+
+
+def test_a_slow_link_is_the_links_fault(tmp_path: Path) -> None:
+    config = Config(dp=4, tp=2, pp=1, slow_links=(SlowLink(8.0, role="tp", ranks=(2, 3)),), **WORK, **SKEWED)
+    result = asked(simulate(config), tmp_path)
+    assert named(result) == {}
+    assert result.tables["links"]["ranks"].to_list() == [[2, 3]]
+    truth = step_ns(config) / step_ns(whatif.without_stragglers(config))
+    assert result.metrics["slowdown"] == pytest.approx(truth, rel=0.025)
+
+
+def test_without_peers_nobody_is_named(tmp_path: Path) -> None:
+    config = Config(dp=1, tp=1, pp=4, p2p_peers=True, slow_ranks={2: 1.4}, **WORK)
+    result = asked(simulate(config), tmp_path)
+    assert named(result) == {}
+    assert result.metrics["worst_rank"] is None
+    assert any("cannot be told apart" in note for note in result.notes)
+
+
+def test_what_ifs_are_those_of_the_change(tmp_path: Path) -> None:
+    config = Config(dp=2, tp=2, pp=2, p2p_peers=True, slow_ranks={5: 1.3}, heavy_stages={0: 1.2}, **WORK, **SKEWED)
+    result = asked(simulate(config), tmp_path)
+    found = dict(result.tables["what_ifs"].select("change", "step_ns").iter_rows())
+    changes = {
+        "no stragglers": whatif.without_stragglers(config),
+        "communication 2 times faster": whatif.faster_communication(config, 2),
+        "perfect overlap": config.replace(zero_transfer=True),
+        "no host gaps": whatif.without_host_gaps(config),
+        "balanced stages": whatif.balanced_stages(config),
+    }
+    truth = {name: step_ns(changed) for name, changed in changes.items()}
+    assert {name: found[name] for name in truth} == pytest.approx(truth, rel=0.05)
+    cost = dict(result.tables["ranks"].select("rank", "cost_ns").iter_rows())[5]
+    assert cost == pytest.approx(step_ns(config) - step_ns(whatif.without_slow_rank(config, 5)), rel=0.05)
