@@ -160,9 +160,7 @@ class Reader:
         text = b",".join(raws)
         if any(name in self.categories for name in NAMES_OF_2021):
             text = text.replace(b'"external id"', b'"External id"')
-        comms: list[int] = []
-        if kind in (LaunchArgs, OpArgs) and any(mark in text for mark in COMM_MARKS):
-            comms = [i for i, raw in enumerate(raws) if any(mark in bytes(raw) for mark in COMM_MARKS)]
+        comms = _marked(text, raws) if kind in (LaunchArgs, OpArgs) else []
         present = frozenset(name for name, key in SHAPE_KEYS.items() if key in text) if kind is OpArgs else frozenset()
         try:
             return LIST_DECODERS[kind].decode(b"[" + text + b"]"), comms, present
@@ -258,6 +256,21 @@ class Reader:
                 self.seen -= 1
             else:
                 self.left_out[event.ph] += 1
+
+
+def _marked(text: bytes, raws: list[Raw]) -> list[int]:
+    """Return the positions of the arguments that tell of a communication; `text` is all of them with commas between."""
+    found = []
+    for mark in COMM_MARKS:
+        at = text.find(mark)
+        while at >= 0:
+            found.append(at)
+            at = text.find(mark, at + 1)
+    if not found:
+        return []
+    ends = np.cumsum(np.fromiter(map(len, raws), np.int64, len(raws)) + 1)
+    positions: list[int] = np.unique(np.searchsorted(ends, found, side="right")).tolist()
+    return positions
 
 
 def _fields(args: list[Any], *names: str) -> dict[str, list[Any]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import polars as pl
+from msgspec import Raw
 from tracetool.parsers._kineto_facts import (  # type: ignore[import-not-found]  # mapped at install time
     Facts,
     small,
@@ -238,7 +239,7 @@ class Assembly:
         for name in ("group_size", "in_elems", "out_elems", "seq", "peer"):
             data[name] = nullable(ints(columns[name]))
         for name in ("op", "group", "group_desc", "group_ranks", "dtype", "in_split", "out_split"):
-            data[name] = pl.Series([text_of(value) for value in columns[name]], dtype=pl.String)
+            data[name] = pl.Series(_texts(columns[name]), dtype=pl.String)
         size = pl.Series(width, dtype=pl.Int64)
         data["in_bytes"], data["out_bytes"] = data["in_elems"] * size, data["out_elems"] * size
         return _narrowed(pl.DataFrame(data), "comm_args").sort("event")
@@ -352,6 +353,16 @@ def _label(args: bytes | None, key: str) -> str | None:
     value = json_value(args) if args else None
     text = value.get(key) if isinstance(value, dict) else None
     return text.strip() or None if isinstance(text, str) else None
+
+
+def _texts(values: list[Any]) -> list[str | None]:
+    """Return values as text; each distinct one, which there are few of, is made into text once."""
+    keys = [bytes(value) if isinstance(value, Raw) else value for value in values]
+    try:
+        known = {key: text_of(value) for key, value in dict(zip(keys, values, strict=True)).items()}
+    except TypeError:  # a list or an object where a text is meant
+        return [text_of(value) for value in values]
+    return [known[key] for key in keys]
 
 
 def _narrowed(table: pl.DataFrame, name: str) -> pl.DataFrame:

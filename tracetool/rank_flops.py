@@ -6,7 +6,9 @@ Shared by the questions about MFU and the roofline, so that both count the same 
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import polars as pl
@@ -44,8 +46,18 @@ def rank_flops(rank: RankView, settings: Settings) -> RankFlops:
 
     A call belongs to the step that launched it; what was launched outside all steps is not in `calls`. A recording
     without step ranges is one window that holds every call. FLOPs of a fused backward's recomputation, of
-    checkpointing and of the optimizer are zero in the model's columns.
+    checkpointing and of the optimizer are zero in the model's columns. The last answer for a stored rank is kept:
+    several analyses ask the same of it, one after the other.
     """
+    return _kept(rank, settings) if isinstance(rank, Hashable) else _counted(rank, settings)
+
+
+@lru_cache(maxsize=1)
+def _kept(rank: RankView, settings: Settings) -> RankFlops:
+    return _counted(rank, settings)
+
+
+def _counted(rank: RankView, settings: Settings) -> RankFlops:
     steps = rank.table("steps", ["step", "start_ns", "end_ns"])
     gpu = rank.table("gpu", ["event", "start_ns", "dur_ns", "kind", "name", "launch", "op", "step", "phase"])
     if settings.steps is not None:  # orphans count where they run inside a step that was asked for
