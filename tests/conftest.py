@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# machines are noisy, so no example has a time limit; where tests decide, they draw the same examples every time
+settings.register_profile("everywhere", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("everywhere")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_TRACES = REPOSITORY.parent / "shared" / "traces"
