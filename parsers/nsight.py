@@ -55,6 +55,9 @@ _OWN_TABLES: Final = frozenset(
     }
 )
 _KERNELS: Final = "CUPTI_ACTIVITY_KIND_KERNEL"
+_COLUMNS: Final = (b"CUPTI_ACTIVITY_KIND_", b"NVTX_EVENTS", b"StringIds", b"globalTid", b"globalPid")
+_MESSAGES: Final = re.compile(rb"""["']?\b(?:CudaEvent|NvtxEvent|TraceProcessEvent|OsRuntimeEvent)\b["']?\s*[:{]""")
+_OTHER_EXPORTS: Final = ((b"\x89HDF\r\n\x1a\n", "HDF5"), (b"\xff\xff\xff\xff", "one Arrow stream"))
 _NEWER: Final = re.compile(r"version \(([^)]*)\), newer than your current version \(([^)]*)\)")
 _EXPORT_SECONDS: Final = 3600
 
@@ -68,7 +71,7 @@ def sniff(path: Path, head: bytes) -> bool:
             return False
         return bool(names & _OWN_TABLES) or _KERNELS in names
     if path.name.endswith((*_REPORTS, ".qdstrm")):
-        return True
+        return path.suffix == ".qdstrm" or _export_beside(path) is None
     if head.startswith(SQLITE_MAGIC):
         tables = columnar.sqlite_tables(path)
         if not tables:  # damaged: the text of its tables may still stand in the first pages
@@ -76,6 +79,35 @@ def sniff(path: Path, head: bytes) -> bool:
         return bool(tables & _OWN_TABLES) or (_KERNELS in tables and "StringTable" not in tables)
     # an interrupted export has a header of zeros, or nothing
     return path.suffix == ".sqlite" and not head[:16].strip(b"\0")
+
+
+def why_not_read(path: Path, head: bytes) -> str | None:
+    """Say of a report whose export stands beside it, and of an export in a form that lacks data, what to read."""
+    if path.name.endswith(_REPORTS) and (export := _export_beside(path)):
+        return (
+            f"its export {export.name} stands beside it: that is what to read; without that file the report is exported"
+        )
+    form = next((name for magic, name in _OTHER_EXPORTS if head.startswith(magic)), None)
+    if form and not any(word in head for word in _COLUMNS):
+        return None
+    if not form and _MESSAGES.search(head) and b'"traceEvents"' not in head:
+        form = "JSON" if head.lstrip()[:1] in (b"{", b"[") else "text"
+    if not form:
+        return None
+    report = f"{path.stem}.nsys-rep"
+    return (
+        f"an Nsight Systems export as {form}, which is not read; make one that is: "
+        f"nsys export -t sqlite -o {path.stem}.sqlite {report}"
+    )
+
+
+def _export_beside(report: Path) -> Path | None:
+    """Return the export of a report that nsys left next to it, unless that was interrupted."""
+    file = report.with_suffix(".sqlite")
+    if file.is_file() and columnar.sqlite_tables(file) & _OWN_TABLES:
+        return file
+    folders = (report.with_name(f"{report.stem}_{kind}") for kind in ("pqtdir", "arwdir"))
+    return next((folder for folder in folders if folder.is_dir() and sniff(folder, b"")), None)
 
 
 def parse(path: Path, options: ParseOptions) -> Tables:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tracetool.errors import NothingReadable, UsageError
-from tracetool.registry import HEAD_BYTES, sniff
+from tracetool.registry import HEAD_BYTES, sniff, why_not_read
 
 if TYPE_CHECKING:
     from tracetool.settings import Settings
@@ -81,7 +81,8 @@ def discover(run: str, settings: Settings) -> Discovery:
             continue
         if parser is None:
             if not path.is_dir():
-                ignored.append(f"{display}: {_why_ignored(head, packed=packed)}")
+                why = why_not_read(path, head) or _why_ignored(head, packed=packed)
+                ignored.append(f"{display}: {why}")
             continue
         rank, rank_source = rank_of(display, pattern)
         iteration = _ITERATION_IN_PATH.search(display)

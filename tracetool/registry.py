@@ -32,7 +32,8 @@ class Parser(Protocol):
     """A module in parsers/. Its docstring links the specification of the format.
 
     It may also define `CONVERT`, the command line (a tuple of words with {source} and {target}) that makes a
-    readable form of a source in the store, and `SEVERAL_RANKS = True` where a file may hold several ranks.
+    readable form of a source in the store, `SEVERAL_RANKS = True` where a file may hold several ranks, and
+    `why_not_read(path, head) -> str | None`, which says of a file it knows and leaves alone what to do instead.
     """
 
     __name__: str
@@ -152,6 +153,12 @@ def analyses() -> Mapping[str, Analysis]:
 def holds_several_ranks(parser: str) -> bool:
     """Say whether files of a parser, by its module's name, may hold several ranks (its `SEVERAL_RANKS`)."""
     return any(p.__name__.endswith(f".{parser}") and getattr(p, "SEVERAL_RANKS", False) for p in parsers())
+
+
+def why_not_read(path: Path, head: bytes) -> str | None:
+    """Return what a parser says of a file that it knows and does not read; None when none knows it."""
+    said = (getattr(parser, "why_not_read", None) for parser in parsers())
+    return next((why for ask in said if ask is not None and (why := ask(path, head))), None)
 
 
 def sniff(path: Path, head: bytes) -> Parser | None:

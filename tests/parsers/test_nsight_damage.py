@@ -8,19 +8,19 @@ import hashlib
 import sqlite3
 import stat
 from importlib import import_module
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
 from simulator_nsight import Call, Capture, Kernel, Range, write
 
-from tracetool.errors import UnreadableTrace
+from tracetool import open_run, registry
+from tracetool.errors import NothingReadable, UnreadableTrace
 from tracetool.registry import ParseOptions
 from tracetool.tables import check
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tracetool.tables import Tables
 
 nsight = import_module("tracetool.parsers.nsight")
@@ -294,3 +294,46 @@ def test_a_raw_capture_is_refused_with_a_hint(tmp_path: Path) -> None:
     path = tmp_path / "r.qdstrm"
     path.write_bytes(b"raw")
     assert "raw capture" in refused(path)
+
+
+# ---- exports in forms that lack data, and reports beside their export ----
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "form"),
+    [
+        ("r.arrows", b"\xff\xff\xff\xff\x10\0\0\0 correlationId globalPid", "one Arrow stream"),
+        ("r.h5", b"\x89HDF\r\n\x1a\n\0\0CUPTI_ACTIVITY_KIND_KERNEL", "HDF5"),
+        ("r.json", b'{"data":["a"]}\n{"Type":80,"CudaEvent":{"startNs":"1","endNs":"2"}}\n', "JSON"),
+        ("r.jsonl", b'{"NvtxEvent":{"Type":59,"Timestamp":"7"}}\n', "JSON"),
+        ("r.txt", b"Type: 80\nCudaEvent {\n  startNs: 1\n}\n", "text"),
+    ],
+)
+def test_exports_in_other_forms_are_refused_with_the_command(
+    tmp_path: Path, name: str, content: bytes, form: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert registry.sniff(tmp_path / name, content) is None
+    command = "nsys export -t sqlite -o r.sqlite r.nsys-rep"
+    with pytest.raises(NothingReadable, match=rf"{name}: an Nsight Systems export as {form}, .*{command}"):
+        open_run(tmp_path / name, cache="off", engine="serial")
+
+
+def test_other_files_of_these_forms_are_nobodys() -> None:
+    kineto = b'{"traceEvents": [{"name": "CudaEvent: x"}]}'
+    for head in (b"\x89HDF\r\n\x1a\n weights", b"\xff\xff\xff\xff rows", kineto, b"a CudaEvent was seen", b""):
+        assert nsight.why_not_read(Path("x.json"), head) is None
+
+
+@pytest.mark.parametrize("form", ["sqlite", "parquetdir"])
+def test_a_report_beside_its_export_is_not_read_twice(report: Path, tmp_path: Path, form: Any) -> None:  # noqa: ANN401 - parametrized
+    export = write(tmp_path / {"sqlite": "r.sqlite", "parquetdir": "r_pqtdir"}[form], large(), form=form)
+    run = open_run(tmp_path, cache="off", engine="serial")
+    assert run.ranks == [0]
+    (said,) = [note for note in run.view.notes if report.name in note]
+    assert said.startswith(f"r.nsys-rep: its export {export.name} stands beside it: that is what to read")
+
+
+def test_a_report_beside_an_interrupted_export_is_read(report: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.sqlite").write_bytes(bytes(4096))
+    assert sniffed(report)
