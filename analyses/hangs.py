@@ -91,7 +91,10 @@ def per_rank(rank: RankView, facts: Tables, settings: Settings) -> Tables:  # no
     records = records.with_columns(
         pl.col("in_flight", "finished").fill_null(False)
     )  # a log: launched, no more is known
-    groups = rank.table("process_groups").select("rank", "group", "desc", "ranks").unique("group", keep="last")
+    groups = rank.table("process_groups").select("rank", "group", "desc", "ranks")
+    # of several sources the one that lists the ranks counts; contradictions are told apart
+    groups = groups.sort("group", pl.col("ranks").is_null(), pl.col("desc").is_null(), maintain_order=True)
+    groups = groups.unique("group", keep="first", maintain_order=True)
     status = rank.table("group_status").with_columns(text).filter(pl.col("source").is_in(sources))
     return {
         "hangs_ops": _kept(records),

@@ -80,6 +80,14 @@ NEEDS: Final[dict[str, Need]] = {
         "Set TORCH_FR_BUFFER_SIZE=2000 (TORCH_NCCL_TRACE_BUFFER_SIZE before torch 2.8) and "
         "TORCH_NCCL_DUMP_ON_TIMEOUT=1.",
     ),
+    "recorded": Need(
+        "collectives",
+        None,
+        None,
+        "no records of NCCL Inspector, a flight recorder or NCCL_DEBUG=INFO among the files",
+        "Set NCCL_PROFILER_PLUGIN to the Inspector's library and NCCL_INSPECTOR_ENABLE=1 (NCCL 2.28 and later), or "
+        "TORCH_FR_BUFFER_SIZE=2000.",
+    ),
     "log_facts": Need(
         "log_facts",
         None,
