@@ -11,6 +11,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tracetool import units
 from tracetool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -176,10 +177,4 @@ def gaps(ranks: Sequence[int], world: int) -> list[str]:
 
 def ranges(numbers: Sequence[int]) -> str:
     """Write numbers shortly: 0-7, 12."""
-    spans: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+    return ", ".join(units.ranges(sorted(set(numbers))))
