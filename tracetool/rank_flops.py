@@ -6,7 +6,6 @@ Shared by the questions about MFU and the roofline, so that both count the same 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -17,6 +16,7 @@ from tracetool import intervals
 from tracetool.executed import Executed, executed
 from tracetool.join.groups import role_by_name
 from tracetool.op_arguments import items
+from tracetool.store import StoredRank
 
 if TYPE_CHECKING:
     from tracetool.registry import RankView
@@ -49,7 +49,7 @@ def rank_flops(rank: RankView, settings: Settings) -> RankFlops:
     checkpointing and of the optimizer are zero in the model's columns. The last answer for a stored rank is kept:
     several analyses ask the same of it, one after the other.
     """
-    return _kept(rank, settings) if isinstance(rank, Hashable) else _counted(rank, settings)
+    return _kept(rank, settings) if isinstance(rank, StoredRank) else _counted(rank, settings)
 
 
 @lru_cache(maxsize=1)
