@@ -60,6 +60,7 @@ def of_table(path: Path) -> pl.DataFrame:
             end_ns=((start + dur) * 1e9).round(),
             sent_ns=pl.lit(None),
             transfer_ns=pl.lit(None),
+            serial=pl.lit(None),
         )
         .select(pl.col(name).cast(dtype) for name, dtype in SLOT_SCHEMA.items())
     )
@@ -121,7 +122,7 @@ def simulated(slow: dict[int, float], heavy: dict[int, float], transfer: int = 0
                         {
                             "replica": replica, "rank": replica * 3 + stage, "step": 1, "iteration": 1, "stage": stage,
                             "chunk": 0, "virtual": stage, "kind": kind, "microbatch": i, "start_ns": begin,
-                            "end_ns": free[stage], "sent_ns": sent, "transfer_ns": transfer,
+                            "end_ns": free[stage], "sent_ns": sent, "transfer_ns": transfer, "serial": False,
                         }
                     )  # fmt: skip
                     mine.pop(0)

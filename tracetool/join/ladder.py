@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 CAUSES: Final = ("schedule", "stage_imbalance", "slow_rank", "jitter", "transfer", "host_and_rest")
 RUNGS: Final = ("even", "stages", "ranks", "real", "moved")
@@ -52,7 +53,7 @@ class Plan:
         """Number of pipeline ranks."""
         return len(self.order)
 
-    def edges(self) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
+    def edges(self) -> tuple[Ints, Ints, Bools]:
         """Return source and target of each edge, and whether data moves along it to another rank."""
         before = np.concatenate([mine[:-1] for mine in self.order])
         after = np.concatenate([mine[1:] for mine in self.order])
@@ -64,15 +65,22 @@ class Plan:
             np.append(np.zeros(len(before), bool), stage[made] != stage[needs]),
         )
 
-    def times(self, value: Floats, moves: Floats | None = None) -> Replayed:
-        """Return when each slot starts and ends; `value`, `moves` (how long its input moves): (nodes, columns)."""
+    def times(self, value: Floats, moves: Floats | None = None, serial: Bools | None = None) -> Replayed:
+        """Return when each slot starts and ends; all arrays are (nodes, columns).
+
+        `value`: how long it lasts; `moves`: how long its input moves; `serial`: it moves only once the slot before it
+        on the rank has ended, so that a slot whose input was made early waits for it too.
+        """
         source, target, data = self.edges()
-        lag = None if moves is None else np.where(data[:, None], moves[target], 0.0)
+        if moves is None:
+            return graph(self.nodes.height, source, target).replay(value)
+        also = np.zeros_like(moves, dtype=np.bool_) if serial is None else serial
+        lag = np.where(data[:, None] | also[target], moves[target], 0.0)
         return graph(self.nodes.height, source, target).replay(value, lag)
 
-    def window(self, value: Floats, moves: Floats | None = None) -> Floats:
+    def window(self, value: Floats, moves: Floats | None = None, serial: Bools | None = None) -> Floats:
         """Return T of each column, as `times` takes it."""
-        return np.asarray(self.times(value, moves).end.max(axis=0))
+        return np.asarray(self.times(value, moves, serial).end.max(axis=0))
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,8 @@ class Slots:
     dur: Floats
     transfer: Floats
     """How long the slot's input moved; 0 where it is not known."""
+    serial: Bools
+    """It moved only after the slot before on the rank had ended."""
 
     @property
     def measured(self) -> Floats:
@@ -142,18 +152,20 @@ def _arrays(nodes: pl.DataFrame, parts: list[pl.DataFrame]) -> Slots:
     node = parts[0]["node"].to_numpy()
     stage = nodes["stage"].to_numpy()
     shape = (nodes.height, len(parts))
-    start, dur, transfer = np.empty(shape), np.empty(shape), np.zeros(shape)
+    start, dur, transfer, serial = np.empty(shape), np.empty(shape), np.zeros(shape), np.zeros(shape, np.bool_)
     for column, part in enumerate(parts):
         begins = part["start_ns"].to_numpy()
         start[node, column] = begins - begins.min()
         dur[node, column] = part["dur"].to_numpy()
         transfer[node, column] = part["transfer_ns"].fill_null(0).to_numpy()
+        serial[node, column] = part["serial"].fill_null(False).to_numpy()
     return Slots(
         plan=Plan(nodes, tuple(node[stage[node] == s] for s in np.unique(stage))),
         columns=pl.concat([part.select("replica", "iteration").head(1) for part in parts]),
         start=start,
         dur=dur,
         transfer=transfer,
+        serial=serial,
     )
 
 
@@ -180,7 +192,7 @@ def rungs(slots: Slots) -> pl.DataFrame:
     """Return one row a (replica, iteration): T of each rung and its idle as <rung>_ns and <rung>_idle_ns, float ns."""
     columns = dict[str, Floats]()
     for name, value in values(slots).items():
-        length = slots.plan.window(value, slots.transfer if name == "moved" else None)
+        length = slots.plan.window(value, slots.transfer, slots.serial) if name == "moved" else slots.plan.window(value)
         columns[f"{name}_ns"] = length
         columns[f"{name}_idle_ns"] = slots.plan.stages * length - value.sum(axis=0)
     return slots.columns.with_columns(

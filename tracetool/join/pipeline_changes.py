@@ -18,7 +18,7 @@ from tracetool.join.schedule import gpipe, interleaved, one_f_one_b, zero_bubble
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tracetool.join.ladder import Floats, Plan, Slots
+    from tracetool.join.ladder import Bools, Floats, Plan, Slots
     from tracetool.join.schedule import Order
 
 SCHEMA: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
@@ -49,20 +49,23 @@ class _Change(NamedTuple):
 
 def changes(slots: Slots, schedule: str, microbatches: int, chunks: int) -> pl.DataFrame:
     """Return one row a change and iteration, SCHEMA; changes that the schedule does not admit are left out."""
-    real = slots.plan.window(slots.dur, slots.transfer)
+    real = slots.plan.window(slots.dur, slots.transfer, slots.serial)
     rung = values(slots)
     balanced = slots.dur * rung["even"] / np.maximum(rung["stages"], 1.0)
-    rows = [_rows("balanced_stages", slots, real, slots.plan.window(balanced, slots.transfer))]
+    rows = [_rows("balanced_stages", slots, real, slots.plan.window(balanced, slots.transfer, slots.serial))]
     possible = _possible(schedule, slots.plan.stages, microbatches, chunks)
     if possible:
         typical = _typical_transfer(slots)
-        base = slots.plan.window(rung["stages"], np.broadcast_to(typical, slots.dur.shape))
+        serial = _mostly_serial(slots)
+        shape = slots.dur.shape
+        base = slots.plan.window(rung["stages"], np.broadcast_to(typical, shape), np.broadcast_to(serial, shape))
         for change in possible:
             virtual = [[s + c * slots.plan.stages for c in range(change.chunks)] for s in range(slots.plan.stages)]
             plan = planned(change.orders, virtual)
             value = _values(plan, slots, rung["stages"], change, chunks)
             moves = np.broadcast_to(typical * change.moves, value.shape)
-            rows.append(_rows(change.name, slots, base, plan.window(value, moves)))
+            after = plan.window(value, moves, np.broadcast_to(serial, value.shape))
+            rows.append(_rows(change.name, slots, base, after))
     return pl.concat(rows)
 
 
@@ -95,6 +98,12 @@ def _typical_transfer(slots: Slots) -> Floats:
     answer = np.zeros((1, slots.dur.shape[1]))
     answer[0, some] = np.nanmedian(known[:, some], axis=0)
     return answer
+
+
+def _mostly_serial(slots: Slots) -> Bools:
+    """Return for each column whether most inputs moved only after the slot before had ended; shape (1, columns)."""
+    moved = np.maximum(1, (slots.transfer > 0).sum(axis=0, keepdims=True))
+    return np.asarray(2 * (slots.serial & (slots.transfer > 0)).sum(axis=0, keepdims=True) > moved)
 
 
 def _values(plan: Plan, slots: Slots, stages: Floats, change: _Change, chunks: int) -> Floats:

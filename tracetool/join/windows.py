@@ -45,9 +45,11 @@ SLOT_SCHEMA: Final[Types] = {
     "end_ns": pl.Int64,
     "sent_ns": pl.Int64,
     "transfer_ns": pl.Int64,
+    "serial": pl.Boolean,
 }
 """Slots of all replicas on aligned clocks (Unix ns). sent_ns: when the slot's input was made; transfer_ns: how long it
-moved. chunk, virtual and microbatch are null where they could not be told."""
+moved; serial: its receive began only after the slot before had ended. chunk, virtual and microbatch are null where they
+could not be told."""
 
 WINDOW_SCHEMA: Final[Types] = {
     "rank": pl.Int32,
@@ -159,7 +161,7 @@ def replica(number: int, ranks: Sequence[int], slots: pl.DataFrame, transfers: p
     waits, moved = _waits(placed, linked, transfers, trusted=trusted)
     told = linked.join(
         moved, on=["rank", "iteration", "kind", "microbatch", "virtual"], how="left", maintain_order="left"
-    )
+    ).with_columns(serial=pl.col("received_ns") >= pl.col("end_ns").shift(1).over("rank", "iteration"))
     unknown = pl.lit(None, pl.Int32)
     return Replica(
         structure,
@@ -355,7 +357,7 @@ def _waits(
     """Return until when sends and receives without a peer waited, and how long each slot's input moved.
 
     The first has rank, event, wait_end_ns in the rank's own clock; the second rank, iteration, kind, microbatch,
-    virtual, transfer_ns.
+    virtual, transfer_ns, received_ns (start of the receive in the rank's own clock).
     """
     waits: list[pl.DataFrame] = []
     moved: list[pl.DataFrame] = []
@@ -375,7 +377,7 @@ def _waits(
     keys = {name: linked.schema[name] for name in ("rank", "iteration", "kind", "microbatch", "virtual")}
     return (
         pl.concat(waits).sort("rank", "event") if waits else pl.DataFrame(schema=schema),
-        pl.concat(moved) if moved else pl.DataFrame(schema={**keys, "transfer_ns": pl.Int64}),
+        pl.concat(moved) if moved else pl.DataFrame(schema={**keys, "transfer_ns": pl.Int64, "received_ns": pl.Int64}),
     )
 
 
@@ -440,7 +442,7 @@ def _of_rank(
     moved = (
         brought.drop_nulls("w")
         .group_by("rank", "iteration", "kind", "microbatch", "virtual")
-        .agg(transfer_ns=(pl.col("end_ns") - pl.col("w")).min())
+        .agg(transfer_ns=(pl.col("end_ns") - pl.col("w")).min(), received_ns=pl.col("start_ns").min())
         .sort("iteration", "kind", "virtual", "microbatch")
     )
     return waits, moved

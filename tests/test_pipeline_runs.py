@@ -1,0 +1,225 @@
+"""Pipelines from files to numbers: slots, bubbles, budgets, schedules and changes beside the simulator's truth."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import polars as pl
+import pytest
+from simulator import Config, simulate, whatif
+
+from tracetool.join.idling import BUBBLE, BUSY, PHASES
+from tracetool.run import open_run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from simulator import Truth
+
+    from tracetool.results import Finding, Result
+
+SMALL = Config(dp=1, tp=1, hidden=256, ffn=512, sequence=256, steps=2)
+"""A pipeline of tiny kernels, launch-bound: cheap to simulate."""
+BUSY_STAGES = Config(dp=1, tp=1, pp=4, microbatches=8, layers=1, hidden=2048, sequence=4096, grad_norm=True)
+"""A pipeline of long kernels: the host is always ahead."""
+TORCH = {"pp_annotations": "torch"}
+VEE = {"chunks": 2, "placement": "vee", **TORCH}
+
+
+class Answered(NamedTuple):
+    truth: Truth
+    pipeline: Result
+    budget: list[dict[str, Any]]
+    slots: pl.DataFrame
+    findings: Sequence[Finding]
+
+
+def answered(config: Config, ranks: list[int] | None = None, **files: Any) -> Answered:  # noqa: ANN401 - options of the writer
+    run = simulate(config)
+    with tempfile.TemporaryDirectory() as directory:
+        run.write_kineto(Path(directory), ranks, compression=1, **files)
+        with open_run(directory, engine="serial", cache="off") as opened:
+            pipeline, budget = opened.results["pipeline"], opened.results["budget"]
+            slots = opened.view.joined.get("pipeline_slots", pl.DataFrame())
+            findings = opened.priced([pipeline])
+    return Answered(run.truth(ranks, joined=True), pipeline, budget.tables["per_rank_step"].to_dicts(), slots, findings)
+
+
+def assert_bubbles(found: Answered, within: float) -> None:
+    """Hold every rank-step's bubble to the truth, and its parts to their sums."""
+    rows = found.pipeline.tables["per_rank_step"]
+    truth = {(r["rank"], r["step"]): r for r in found.truth.pipeline()}
+    assert set(rows.select("rank", "step").iter_rows()) == set(truth)
+    for row in rows.iter_rows(named=True):
+        wanted = truth[row["rank"], row["step"]]
+        assert row["stage"] == wanted["stage"]
+        assert row["bubble_ns"] / row["window_ns"] == pytest.approx(
+            wanted["bubble_ns"] / wanted["window_ns"], abs=within
+        )
+        assert sum(row[f"{part}_ns"] for part in BUBBLE) == row["bubble_ns"]
+        assert sum(row[f"{part}_ns"] for part in BUSY) + row["bubble_ns"] == row["window_ns"]
+        assert sum(row[f"{phase}_bubble_ns"] for phase in PHASES) == row["bubble_ns"]
+    shares = [row["bubble_ns"] / row["window_ns"] for row in truth.values()]
+    assert found.pipeline.metrics["bubble_share"] == pytest.approx(sum(shares) / len(shares), abs=within)
+
+
+def assert_slots(found: Answered) -> None:
+    """Hold the order of slots of every rank and step, and what they are, to the truth."""
+    columns = ("rank", "step", "stage", "kind", "microbatch", "chunk")
+    wanted = [tuple(row[name] for name in columns) for row in found.truth.slot_rows()]
+    assert found.slots.sort("rank", "start_ns", "end_ns").select(columns).rows() == wanted
+
+
+def assert_budget(found: Answered) -> None:
+    wanted = {(row["rank"], row["step"]): row for row in found.truth.budget()}
+    assert {
+        (row["rank"], row["step"]): {name: row[name] for name in next(iter(wanted.values()))} for row in found.budget
+    } == wanted
+
+
+def window(config: Config) -> float:
+    """Return the mean true |W| of a run."""
+    rows = simulate(config).truth().pipeline()
+    return float(sum(row["window_ns"] for row in rows)) / len(rows)
+
+
+EXACT = {
+    "1f1b": (SMALL.replace(pp=4, microbatches=6), "1f1b", 1, 6),
+    "1f1b, batched": (SMALL.replace(pp=3, microbatches=5, p2p="batched", jitter=0.05), "1f1b", 1, 5),
+    "1f1b, fewer micro-batches than stages": (SMALL.replace(pp=5, microbatches=3), "1f1b", 1, 3),
+    "gpipe": (SMALL.replace(pp=4, microbatches=5, schedule="gpipe", slow_ranks={2: 1.4}), "gpipe", 1, 5),
+    "gpipe, batched": (SMALL.replace(pp=3, microbatches=4, schedule="gpipe", p2p="batched"), "gpipe", 1, 4),
+    "gpipe, annotated": (SMALL.replace(pp=3, microbatches=4, schedule="gpipe", pp_annotations="gpipe"), "gpipe", 1, 4),
+    "3d": (Config(pp=3, dp=2, tp=2, embedding=True, head=True, jitter=0.02), "1f1b", 1, 4),
+    "fsdp beside": (Config(pp=2, dp=2, tp=1, dp_mode="fsdp", recompute=True, p2p="batched"), "1f1b", 1, 4),
+    "work around steps": (
+        SMALL.replace(pp=3, warmup_work=True, between_steps_work=True, unrecorded_steps=1, sync_step=False),
+        "1f1b",
+        1,
+        4,
+    ),
+    "interleaved": (
+        SMALL.replace(pp=4, microbatches=8, chunks=2, schedule="interleaved_1f1b", **TORCH),
+        "interleaved_1f1b",
+        2,
+        8,
+    ),
+    "breadth first": (SMALL.replace(pp=3, chunks=2, schedule="gpipe", **TORCH), "gpipe", 2, 4),
+    "zb1p": (SMALL.replace(pp=4, microbatches=6, schedule="zb1p", **TORCH), "zb1p", 1, 6),
+    "zbv": (SMALL.replace(pp=3, microbatches=6, schedule="zbv", **VEE), "zbv", 2, 6),
+    "dualpipe": (SMALL.replace(pp=3, microbatches=6, schedule="dualpipev", **VEE), "dualpipe", 2, 6),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_slots_bubbles_and_budgets_equal_the_truth(name: str) -> None:
+    config, schedule, chunks, microbatches = EXACT[name]
+    found = answered(config)
+    metrics = found.pipeline.metrics
+    assert (metrics["schedule"], metrics["chunks"], metrics["microbatches"]) == (schedule, chunks, microbatches)
+    assert metrics["stages"] == config.pp
+    assert_slots(found)
+    assert_bubbles(found, 0.0005 if config.tp > 1 else 1e-9)
+    if config.pp > 2:
+        assert_budget(found)
+
+
+@pytest.mark.parametrize("schedule", ["interleaved_1f1b", "gpipe"])
+def test_chunks_without_annotations_are_unknown_and_their_bubble_is_still_right(schedule: str) -> None:
+    found = answered(SMALL.replace(pp=4, microbatches=4, chunks=2, schedule=schedule))
+    metrics = found.pipeline.metrics
+    assert (metrics["schedule"], metrics["chunks"], metrics["microbatches"]) == ("unknown", None, None)
+    assert_bubbles(found, 1e-9)
+    assert found.slots["microbatch"].null_count() == found.slots.height
+    assert "ladder" not in found.pipeline.tables
+
+
+def test_split_backwards_without_annotations_are_not_measured_rather_than_wrong() -> None:
+    found = answered(SMALL.replace(pp=3, schedule="zb1p"))
+    assert found.pipeline.status == "skipped"
+    assert "not measurable" in found.pipeline.reason
+
+
+def test_skewed_and_drifting_clocks_do_not_matter() -> None:
+    config = BUSY_STAGES.replace(
+        dp=2, gpus_per_node=2, steps=3, clock_offsets_ns={1: 5_000_000, 2: -3_000_000}, clock_drifts_ppm={3: 9.0},
+        end_jitter_ns=2_000, jitter=0.02, slow_ranks={3: 1.2},
+    )  # fmt: skip
+    for more in ({}, TORCH):
+        found = answered(config.replace(**more), host_names=True)
+        assert found.pipeline.metrics["schedule"] == "1f1b"
+        assert_slots(found)
+        assert_bubbles(found, 0.002 if more else 0.01)
+
+
+def test_without_comm_arguments_the_pipeline_is_still_measured() -> None:
+    found = answered(SMALL.replace(pp=3), comm_args=False, host_names=True)
+    assert found.pipeline.metrics["schedule"] == "1f1b"
+    assert_bubbles(found, 1e-9)
+
+
+def test_causes_sum_to_the_bubble_and_blame_what_was_done() -> None:
+    heavy = answered(BUSY_STAGES.replace(dp=2, heavy_stages={3: 1.6}))
+    slow = answered(BUSY_STAGES.replace(dp=3, slow_ranks={4: 1.6}))
+    for found in (heavy, slow):
+        ladder = found.pipeline.tables["ladder"]
+        assert ladder["ns"][:-1].sum() == ladder["ns"][-1] == found.pipeline.tables["per_rank_step"]["bubble_ns"].sum()
+        assert found.pipeline.metrics["replay_error"] < 0.05  # type: ignore[operator]  # a number
+    parts = [dict(f.pipeline.tables["ladder"].select("cause", "share_of_window").iter_rows()) for f in (heavy, slow)]
+    assert parts[0]["stage_imbalance"] > 0.08
+    assert abs(parts[0]["slow_rank"]) < 0.005
+    assert parts[1]["slow_rank"] > 0.03
+    assert abs(parts[1]["stage_imbalance"]) < 0.005
+    named = {f.id: f for f in heavy.findings}
+    assert named["pipeline.stage_imbalance"].severity == "warning"
+    assert named["pipeline.stage_imbalance"].where.stages == (3,)
+    assert named["pipeline.stage_imbalance"].where.ranks == ()
+    assert [f.id for f in slow.findings if f.severity != "info"] == []
+    assert "pipeline.stage_imbalance" not in {f.id for f in slow.findings}
+
+
+def test_balanced_stages_save_what_a_run_with_balanced_stages_saves() -> None:
+    config = BUSY_STAGES.replace(dp=2, steps=2, heavy_stages={2: 1.4}, jitter=0.01)
+    found = answered(config)
+    changes = {row["change"]: row for row in found.pipeline.tables["changes"].to_dicts()}
+    saved = window(config) - window(whatif.balanced_stages(config))
+    assert changes["balanced_stages"]["saving_ns"] == pytest.approx(saved, rel=0.03)
+
+
+def test_interleaving_and_zero_bubble_save_about_what_runs_with_them_save() -> None:
+    config = BUSY_STAGES.replace(layers=2, steps=1)
+    changes = {row["change"]: row for row in answered(config).pipeline.tables["changes"].to_dicts()}
+    before = window(config)
+    interleaved = window(config.replace(layers=1, chunks=2, schedule="interleaved_1f1b"))
+    assert changes["interleaving"]["saving_ns"] == pytest.approx(before - interleaved, rel=0.1)
+    assert 0 < changes["zero_bubble"]["saving_ns"] < before
+    assert 0 < changes["twice_microbatches"]["saving_ns"] < before
+
+
+def test_the_first_stage_alone_still_says_its_bubble() -> None:
+    found = answered(SMALL.replace(pp=4, microbatches=6), ranks=[0])
+    whole = answered(SMALL.replace(pp=4, microbatches=6))
+    metrics = found.pipeline.metrics
+    assert (metrics["schedule"], metrics["stages"], metrics["microbatches"]) == ("1f1b", 4, 6)
+    mine = whole.pipeline.tables["per_rank_step"].filter(pl.col("rank") == 0)
+    assert found.pipeline.tables["per_rank_step"]["window_ns"].to_list() == mine["window_ns"].to_list()
+    assert found.pipeline.tables["per_rank_step"]["bubble_ns"].to_list() == mine["bubble_ns"].to_list()
+    assert any("Only stages 0 of 4" in note for note in found.pipeline.notes)
+    assert metrics["replay_error"] is None
+
+
+def test_a_stage_in_the_middle_says_what_it_can() -> None:
+    found = answered(SMALL.replace(pp=4, microbatches=6), ranks=[1, 2])
+    assert found.pipeline.metrics["bubble_share"] is None
+    assert found.pipeline.metrics["schedule"] == "1f1b"
+    assert found.pipeline.tables["per_rank_step"].height == 0
+    assert found.pipeline.tables["slots"].height > 0
+
+
+@pytest.mark.parametrize("config", [Config(pp=1), Config(pp=1, dp=1, tp=1), Config(pp=1, dp=2, cp=2)])
+def test_a_run_without_pipeline_is_skipped_with_the_reason(config: Config) -> None:
+    result = answered(config).pipeline
+    assert result.status == "skipped"
+    assert result.reason.startswith("no pipeline group")
