@@ -43,12 +43,14 @@ def union(spans: pl.DataFrame, by: str | Sequence[str] = ()) -> pl.DataFrame:
     it, and the island ends at the reach of the last row before the next opening.
     """
     keys = _keys(by)
+    if not keys:
+        return pl.DataFrame(dict(zip(ENDS, _islands(*_ends(spans)), strict=True)))
     rows = (
         spans.lazy()
         .select(*keys, *ENDS)
         .filter(pl.col("end_ns") > pl.col("start_ns"))
         .sort(*keys, *ENDS)
-        .with_columns((pl.col("end_ns").cum_max().over(keys) if keys else pl.col("end_ns").cum_max()).alias("end_ns"))
+        .with_columns(pl.col("end_ns").cum_max().over(keys))
     )
     opens = pl.col("start_ns") > pl.col("end_ns").shift(1)
     for key in keys:
@@ -65,14 +67,29 @@ def union(spans: pl.DataFrame, by: str | Sequence[str] = ()) -> pl.DataFrame:
     )
 
 
+def _islands(start: Ints, end: Ints) -> tuple[Ints, Ints]:
+    """Return starts and ends of the islands of one set: `union` without keys, which most questions ask for."""
+    some = end > start
+    if not some.all():
+        start, end = start[some], end[some]
+    if not len(start):
+        return start, end
+    if (start[1:] < start[:-1]).any():
+        order = np.argsort(start, kind="stable")  # fast on rows that are nearly in order
+        start, end = start[order], end[order]
+    reach = np.maximum.accumulate(end)
+    opens = np.flatnonzero(start[1:] > reach[:-1]) + 1
+    return start[np.append(0, opens)], reach[np.append(opens - 1, len(reach) - 1)]
+
+
 def intersect(a: pl.DataFrame, b: pl.DataFrame, by: str | Sequence[str] = ()) -> pl.DataFrame:
     """Return the islands of what both a and b cover, key by key."""
-    return _sweep(a, b, by, pl.col("#b") > 0)
+    return _sweep(a, b, by, covered_by_b=True)
 
 
 def subtract(a: pl.DataFrame, b: pl.DataFrame, by: str | Sequence[str] = ()) -> pl.DataFrame:
     """Return the islands of what a covers and b does not, key by key."""
-    return _sweep(a, b, by, pl.col("#b") == 0)
+    return _sweep(a, b, by, covered_by_b=False)
 
 
 def gaps(windows: pl.DataFrame, spans: pl.DataFrame, by: str | Sequence[str] = ()) -> pl.DataFrame:
@@ -175,9 +192,12 @@ def _labelled(start: Ints, end: Ints, layers: Sequence[pl.DataFrame]) -> tuple[I
     return time[inside], label[inside][:-1]
 
 
-def _sweep(a: pl.DataFrame, b: pl.DataFrame, by: str | Sequence[str], wanted: pl.Expr) -> pl.DataFrame:
-    """Return the islands where a covers and `wanted` holds; #b counts the islands of b that are open."""
+def _sweep(a: pl.DataFrame, b: pl.DataFrame, by: str | Sequence[str], *, covered_by_b: bool) -> pl.DataFrame:
+    """Return the islands where a covers and b does, or does not; #a and #b count the islands that are open."""
     keys = _keys(by)
+    if not keys:
+        return _sweep_one(_islands(*_ends(a)), _islands(*_ends(b)), covered_by_b=covered_by_b)
+    wanted = pl.col("#b") > 0 if covered_by_b else pl.col("#b") == 0
     points = []
     for islands, column in ((union(a, keys), "#a"), (union(b, keys), "#b")):
         for edge, step in (("start_ns", 1), ("end_ns", -1)):
@@ -198,6 +218,19 @@ def _sweep(a: pl.DataFrame, b: pl.DataFrame, by: str | Sequence[str], wanted: pl
         .select(*keys, *ENDS)
         .collect()
     )
+
+
+def _sweep_one(a: tuple[Ints, Ints], b: tuple[Ints, Ints], *, covered_by_b: bool) -> pl.DataFrame:
+    """Do the same for one set without keys."""
+    time = np.concatenate((*a, *b))
+    order = np.argsort(time, kind="stable")
+    time = time[order]
+    size, other = len(a[0]), len(b[0])
+    open_a = np.cumsum(np.repeat(np.array([1, -1, 0], np.int64), [size, size, 2 * other])[order])
+    open_b = np.cumsum(np.repeat(np.array([0, 1, -1], np.int64), [2 * size, other, other])[order])
+    good = (open_a > 0) & ((open_b > 0) == covered_by_b)
+    good = good[:-1] & (time[1:] > time[:-1])
+    return pl.DataFrame(dict(zip(ENDS, (time[:-1][good], time[1:][good]), strict=True)))
 
 
 def _covered_before(island_key: Ints, islands: pl.DataFrame, key: Ints, at: Ints) -> Ints:
