@@ -27,6 +27,9 @@ _VARIABLE: Final = re.compile(
 _LAUNCHERS: Final = re.compile(r"(?:^|/)(?:torchrun|mpirun|mpiexec|srun|deepspeed|accelerate|torch\.distributed\.\w+)$")
 _SEVERITIES: Final = {2: "warning", 3: "error"}
 _DIAGNOSTICS: Final = 8
+_SETTING: Final = re.compile(r"\b(\w+)=(\"[^\"]*\"|'[^']*'|[^\s;,]+)")
+_LOGIN: Final = re.compile(r"\b(\w+)://\S+")
+_TOKEN: Final = re.compile(r"(?<![\w.])(?=\w*[0-9_])[\w+-]{20,}")
 _PATHS: Final = re.compile(r"(?<![\w.])/[^\s'\"]+")
 _GIB: Final = 1 << 30
 
@@ -171,11 +174,17 @@ def device_of(devices: pl.DataFrame, pid: int, device: int | None) -> tuple[str 
 
 
 def _diagnostics(source: Columnar) -> list[str]:
-    """Return what nsys itself warned about, each sentence once; paths are left out."""
+    """Return what nsys itself warned about, each sentence once, without what may be private.
+
+    Left out: paths, addresses, values of settings, long words with digits (tokens, host and session names).
+    """
     found = source.read("DIAGNOSTIC_EVENT", {"severity": "int", "text": "text"}, keep=("severity", (2, 3))).drop_nulls()
     texts: list[str] = []
     for severity, text in found.unique(maintain_order=True).rows():
-        line = _PATHS.sub("<path>", str(text).strip().splitlines()[0])[:300]
+        line = str(text).strip().partition("\n")[0]
+        for pattern, instead in ((_LOGIN, r"<\1 address>"), (_SETTING, r"\1=<value>"), (_PATHS, "<path>")):
+            line = pattern.sub(instead, line)
+        line = _TOKEN.sub("<word>", line)[:300]
         texts.append(f"nsys {_SEVERITIES[severity]}: {line}")
     texts = list(dict.fromkeys(texts))
     more = len(texts) - _DIAGNOSTICS
