@@ -109,7 +109,7 @@ def per_rank(rank: RankView, facts: Tables, settings: Settings) -> Tables:  # no
         ).sort("group"),
         "hangs_dumps": dumps.with_columns(text),
         "hangs_ras": _ras(rank, text),
-        "hangs_told": disagree.told(rank),
+        "hangs_told": disagree.told(rank.table),
     }
 
 

@@ -41,7 +41,7 @@ def rank(number: int, **other: object) -> Rank:
 
 
 def said_by(one: Rank) -> list[str]:
-    return sentences(contradictions(told(one)))
+    return sentences(contradictions(told(one.table)))
 
 
 def test_sources_that_agree_tell_nothing() -> None:
@@ -72,9 +72,9 @@ def test_gloo_and_batches_are_not_compared() -> None:
 
 
 def test_ranks_that_disagree_alike_share_a_row_and_many_rows_are_counted() -> None:
-    alike = contradictions(pl.concat([told(rank(n, host="node2")) for n in (3, 4, 5, 9)]))
+    alike = contradictions(pl.concat([told(rank(n, host="node2").table) for n in (3, 4, 5, 9)]))
     assert alike.select("ranks", "count").rows() == [("3-5,9", 4)]
-    many = contradictions(pl.concat([told(rank(n, host=f"node{n}")) for n in range(2, 12)]))
+    many = contradictions(pl.concat([told(rank(n, host=f"node{n}").table) for n in range(2, 12)]))
     assert len(sentences(many)) == 7
     assert sentences(many)[-1].startswith("4 more")
 

@@ -14,7 +14,7 @@ import polars as pl
 from tracetool.join.hangstate import rank_text
 
 if TYPE_CHECKING:
-    from tracetool.registry import RankView
+    from collections.abc import Callable
 
 TOLD: Final = {
     "rank": pl.Int32, "topic": pl.String, "group": pl.String, "number": pl.Int64, "source": pl.String,
@@ -30,33 +30,34 @@ _NEWEST: Final = 4096
 """Operations of a group compared, the newest."""
 
 
-def told(rank: RankView) -> pl.DataFrame:
+def told(table: Callable[..., pl.DataFrame]) -> pl.DataFrame:
     """Return what the sources of one rank state about the same things, only where they state different values.
 
-    One row a statement, TOLD; sorted by all columns.
+    `table` returns the rank's tables by name, and only some columns when given. One row a statement, TOLD; sorted by
+    all columns.
     """
     text = pl.col(pl.Categorical).cast(pl.String)
-    dumps = rank.table("dumps").with_columns(text)
+    dumps = table("dumps").with_columns(text)
     kinds = dict(dumps.select("source", "kind").iter_rows())
     newest = dumps.filter(kind="recorder").sort("newest_unix_ns", "file_unix_ns", "source").tail(1)["source"].to_list()
     used = [source for source, kind in kinds.items() if kind != "recorder" or source in newest]
     kind = pl.col("source").replace_strict(kinds, default="log", return_dtype=pl.String)
     kind = kind.replace({"recorder": "dump", "service": "RAS"})
-    status = rank.table("group_status").with_columns(text).filter(pl.col("source").is_in(used))
+    status = table("group_status").with_columns(text).filter(pl.col("source").is_in(used))
     counters = status.drop_nulls("group").select(
         "rank", "group", topic=pl.lit("last completed"), source=kind, value=pl.col("last_completed").cast(pl.String)
     )
-    groups = rank.table("process_groups").drop_nulls("ranks").select("rank", "group", "ranks").with_row_index("at")
+    groups = table("process_groups").drop_nulls("ranks").select("rank", "group", "ranks").with_row_index("at")
     members = groups.select(
         "rank", "group", topic=pl.lit("members"), source=pl.lit("a source"),
         value=pl.Series([rank_text(ranks) for ranks in groups["ranks"].to_list()], dtype=pl.String),
     )  # fmt: skip
     # an address is no name: it can be compared with nothing
-    ranks = rank.table("ranks").filter(~pl.col("host").str.contains(r"^[0-9.]+$|:"))
+    ranks = table("ranks").filter(~pl.col("host").str.contains(r"^[0-9.]+$|:"))
     hosts = ranks.select(
         "rank", topic=pl.lit("host"), source="format", value=pl.col("host").str.split(".").list.first()
     )
-    both = pl.concat([counters, members, hosts, _operations(rank, used, kind)], how="diagonal")
+    both = pl.concat([counters, members, hosts, _operations(table, used, kind)], how="diagonal")
     rows = both.select(
         pl.col(name).cast(dtype) if name in both.columns else pl.lit(None, dtype).alias(name)
         for name, dtype in TOLD.items()
@@ -65,15 +66,17 @@ def told(rank: RankView) -> pl.DataFrame:
     return rows.filter(pl.col("value").n_unique().over(key) > 1).sort(*TOLD, nulls_last=True)
 
 
-def _operations(rank: RankView, used: list[str], kind: pl.Expr) -> pl.DataFrame:
+def _operations(table: Callable[..., pl.DataFrame], used: list[str], kind: pl.Expr) -> pl.DataFrame:
     """Return the operation at each number of each group, from dumps, timeouts of logs and traces with numbers."""
     text = pl.col(pl.Categorical).cast(pl.String)
+    comms = table("comms", ("rank", "group", "seq", "op")).with_columns(text)
+    if comms.is_empty() and len(used) < 2:  # noqa: PLR2004 - one source cannot contradict itself
+        return pl.DataFrame(schema=TOLD)
     columns = ("rank", "source", "group", "seq", "is_p2p", "op", "backend", "in_flight")
-    records = rank.table("collectives", columns).with_columns(text).filter(pl.col("source").is_in(used))
+    records = table("collectives", columns).with_columns(text).filter(pl.col("source").is_in(used))
     # gloo records a reduce_scatter as an all_reduce; a COLL line's count is not torch's number
     records = records.filter(~pl.col("is_p2p"), pl.col("backend").ne_missing("gloo"), pl.col("in_flight").is_not_null())
     recorded = records.select("rank", "group", number="seq", source=kind, value="op")
-    comms = rank.table("comms", ("rank", "group", "seq", "op")).with_columns(text)
     traced = comms.select("rank", "group", number="seq", source=pl.lit("trace"), value="op")
     rows = pl.concat([recorded, traced], how="vertical_relaxed").drop_nulls(["group", "number", "value"])
     return rows.filter(
