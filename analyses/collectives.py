@@ -21,6 +21,9 @@ still holds waiting: bandwidths are lower bounds and marked so.
 operation and size for the same role over as many ranks and hosts; ratio = its transfer time ÷ the peers' median. Slow:
 a quarter longer or more, in most steps, its fastest transfer included. Slow ones that share one pair of hosts or one
 rank, where no healthy one does, are put down to that link or NIC. Links without peers cannot be judged.
+
+`instances`: the worst. excess_ns: transfer beyond the median of its operation and size in the group; outlier: three
+times the median or more. last_rank: the member that waited least, which the others waited for.
 """
 
 from __future__ import annotations
@@ -51,6 +54,8 @@ GROUPS: Final = (
     "share_of_ceiling", "lower_bound", "untold", "untold_ns",
 )  # fmt: skip
 _INSTANCES_SHOWN: Final = 200
+_OUTLIER: Final = 3
+"""An instance is an outlier when its data moved this many times longer than usual."""
 _TOLD: Final = ("symmetric", "arrival", "slots", "partial")
 _KEY: Final = ("group_id", "op", "bytes")
 
@@ -115,6 +120,8 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
         "wait_share_of_comm": share(int(rows["wait_ns"].sum()), comm - untold),
         "slow_links": len(findings) if judged.height else None,
         "links_judged": judged.height,
+        "outliers": int(worst["outlier"].sum()),
+        "outliers_lost_ns": int(worst.filter("outlier")["excess_ns"].sum()),
         **{f"grid_{role}": size for role, size in sizes.items()},
     }
     for role in sorted(set(table["role"].to_list())):
@@ -126,7 +133,7 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
     return Result(
         metrics=metrics,
         headline=_headline(sizes, groups, metrics),
-        tables={"groups": table, "links": shown, "instances": worst.head(_INSTANCES_SHOWN), "per_rank_step": heat},
+        tables={"groups": table, "links": shown, "instances": _shown(worst), "per_rank_step": heat},
         findings=findings,
         charts=_charts(table, heat),
         notes=_notes(
@@ -291,14 +298,23 @@ _LINKS_SCHEMA: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
 
 def _worst(worst: pl.DataFrame, groups: pl.DataFrame) -> pl.DataFrame:
     """Return the instances with the longest waits and transfers with their group's name, the longest wait first."""
+    usual = pl.col("transfer_ns") - pl.col("excess_ns")
     return (
         worst.join(groups.select("group_id", "group", "role", "ranks"), on="group_id", how="left")
+        .with_columns(outlier=(pl.col("transfer_ns") >= _OUTLIER * usual) & (usual > 0))
         .sort("wait_ns", "group_id", "instance", descending=[True, False, False])
         .select(
             "group", "ranks", "role", "op", "bytes", "step", "members", "wait_ns", "transfer_ns", "excess_ns",
-            "last_rank", "start_ns", "instance",
+            "outlier", "last_rank", "start_ns", "instance",
         )
     )  # fmt: skip
+
+
+def _shown(worst: pl.DataFrame) -> pl.DataFrame:
+    """Return the instances to show: those with the longest waits, and the outliers that lost most."""
+    outliers = worst.filter("outlier").sort("excess_ns", "group", "instance", descending=[True, False, False])
+    both = pl.concat([outliers.head(_INSTANCES_SHOWN // 4), worst]).unique(maintain_order=True).head(_INSTANCES_SHOWN)
+    return both.sort("wait_ns", "group", "ranks", "instance", descending=[True, False, False, False])
 
 
 def _findings(links: pl.DataFrame, lost: pl.DataFrame, run: RunView) -> list[Finding]:
@@ -457,8 +473,9 @@ def _notes(
         notes.append(f"{links - judged} of {links} links have no peers and cannot be judged.")
     if worst.height > _INSTANCES_SHOWN:
         notes.append(
-            f"instances: the {_INSTANCES_SHOWN} with the longest waits of {worst.height} kept (of each group the 300 "
-            "with the longest waits and the 300 with the longest transfers)."
+            f"instances: {_INSTANCES_SHOWN} of {worst.height} kept, those with the longest waits and the outliers that "
+            "lost most (kept are, of each group, the 300 with the longest waits and the 300 whose transfers exceed the "
+            "median most)."
         )
     if nameless.height:
         notes.append(

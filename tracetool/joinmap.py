@@ -16,6 +16,7 @@ from tracetool import registry, store
 from tracetool.discover import read_head
 from tracetool.engine import in_order
 from tracetool.errors import UsageError
+from tracetool.hosts import hosts_of
 from tracetool.joinpipeline import join_pipelines, pipeline_facts
 from tracetool.read import core_key, settings_key
 from tracetool.segmentmap import SegmentJob, segment_rank
@@ -38,6 +39,8 @@ _SAMPLES_IN_ALL = 2_000_000
 """Ends of all groups together for the clocks, so that the main process stays small."""
 _FEWEST_SAMPLES = 50
 _ARRIVALS = "-arrivals"
+_ROWS = 50_000
+"""Rows of a row group of what is read again rank by rank."""
 _WORST_PER_GROUP = 300
 """Instances of a group that come back with their members' waits, the longest waits first."""
 
@@ -148,7 +151,9 @@ def _write_by_rank(target: Path, waits: pl.DataFrame, role: str, more: Tables) -
     import polars as pl  # noqa: PLC0415 - workers only
 
     with store.new_folder(target) as folder:
-        store.write_tables(folder, more)
+        for name, table in more.items():
+            # sorted by rank: with statistics a reader of one rank skips the others' row groups
+            table.write_parquet(folder / f"{name}.parquet", compression="lz4", statistics=True, row_group_size=_ROWS)
         with_role = waits.with_columns(role=pl.lit(role))
         for (rank,), mine in with_role.partition_by("rank", as_dict=True, maintain_order=True).items():
             mine.write_parquet(folder / f"r{rank}.parquet", compression="lz4", statistics=False)
@@ -244,13 +249,14 @@ def join(
     settings: Settings,
     opened: Store,
     *,
+    sources: pl.DataFrame,
     pool: Executor,
     progress: Callable[[str, int, int], None],
 ) -> Joined:
     """Join the ranks of a run.
 
-    `seen` is join.groups.SEEN_SCHEMA; `identities` is table `ranks` of the run. With fewer than two ranks that
-    communicate, groups and their roles are still told, and the facts are empty.
+    `seen` is join.groups.SEEN_SCHEMA; `identities` and `sources` are tables `ranks` and `sources` of the run. With
+    fewer than two ranks that communicate, groups and their roles are still told, and the facts are empty.
     """
     import polars as pl  # noqa: PLC0415 - keeps `--help` fast
 
@@ -263,7 +269,7 @@ def join(
     listed = pl.concat([rank.table("process_groups") for rank in ranks])
     adopted = adopt(seen, listed)
     groups = unify(adopted.seen, listed)
-    hosts, host_notes = hosts_of(identities, settings)
+    hosts, host_notes = hosts_of(identities, sources, settings)
     key = _join_key(ranks, settings)
     folder = store.entry_path(opened.root, key)
     folder.mkdir(parents=True, exist_ok=True)
@@ -405,35 +411,6 @@ def _join_key(ranks: Sequence[StoredRank], settings: Settings) -> str:
     return f"join-{hashlib.blake2b(text.encode(), digest_size=20).hexdigest()}"
 
 
-def hosts_of(identities: pl.DataFrame, settings: Settings) -> tuple[pl.DataFrame, list[str]]:
-    """Return (rank, host, base_unix_ns, assumed) of every rank, and how the hosts were found, as notes.
-
-    The user's file wins, then recorded names, then `--gpus-per-node`; else every rank is taken for a host of its own.
-    """
-    import polars as pl  # noqa: PLC0415 - keeps `--help` fast
-
-    given = _hosts_file(settings.hosts) if settings.hosts else {}
-    names: list[str] = []
-    guessed: list[bool] = []
-    for rank, recorded in identities.select("rank", "host").iter_rows():
-        known = given.get(rank) or recorded
-        if not known and settings.gpus_per_node:
-            known = f"node-{rank // settings.gpus_per_node}"
-        names.append(known or f"rank-{rank}")
-        guessed.append(not known)
-    assumed = sum(guessed)
-    notes = []
-    if assumed and len(names) > 1:
-        notes.append(
-            f"the traces of {assumed} ranks do not name their host: each is taken for a host with a clock of its own; "
-            "--gpus-per-node or --hosts tells which share one"
-        )
-    hosts = identities.select("rank", "base_unix_ns").with_columns(
-        host=pl.Series(names, dtype=pl.String), assumed=pl.Series(guessed, dtype=pl.Boolean)
-    )
-    return hosts, notes
-
-
 def ceiling_curve(path: str) -> pl.DataFrame:
     """Return table `bandwidth_curve` of the file given with `--nccl-tests`.
 
@@ -448,19 +425,3 @@ def ceiling_curve(path: str) -> pl.DataFrame:
     if "bandwidth_curve" not in tables:
         raise UsageError(f"--nccl-tests {path}: is no output of nccl-tests; give what e.g. all_reduce_perf printed")
     return tables["bandwidth_curve"]
-
-
-def _hosts_file(path: str) -> dict[int, str]:
-    found = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UsageError(f"--hosts {path}: {error.strerror}") from None
-    for number, line in enumerate(lines, 1):
-        words = line.split()
-        if not words or words[0].startswith("#"):
-            continue
-        if len(words) != 2 or not words[0].isdigit():  # noqa: PLR2004 - "rank host"
-            raise UsageError(f"--hosts {path}, line {number}: {line.strip()!r} is not `rank host`")
-        found[int(words[0])] = words[1]
-    return found

@@ -214,7 +214,8 @@ class Run:
         """Return the findings of some results, priced and ranked."""
         from tracetool.join.price import price  # noqa: PLC0415 - imports polars
 
-        return price([finding for result in results for finding in result.findings], self.view.steps)
+        found = [finding for result in results for finding in result.findings]
+        return price(found, self.view.steps, self.view.joined)
 
     def table(self, name: str, rank: int | None = None) -> pl.LazyFrame:
         """Return a table of the data model as a polars LazyFrame: of one rank, or of all, one after the other.
@@ -360,7 +361,14 @@ def _read(request: _Request, opened: Store, *warnings: str) -> Run:
 
         ingested = ingest(path, settings, opened, start, progress)
         joined = join(
-            ingested.ranks, ingested.uses, ingested.view.ranks, settings, opened, pool=pool, progress=progress
+            ingested.ranks,
+            ingested.uses,
+            ingested.view.ranks,
+            settings,
+            opened,
+            sources=ingested.view.sources,
+            pool=pool,
+            progress=progress,
         )
         closing = stack.pop_all()
     return Run(ingested, joined, settings, opened, pool=pool, progress=progress, closing=closing, warnings=warnings)

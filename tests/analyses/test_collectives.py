@@ -203,3 +203,14 @@ def test_without_groups_it_is_skipped_with_what_to_record() -> None:
     result = collectives.analyze(collectives.per_rank(rank, {}, Settings()), run_view([rank]), Settings())
     assert result.status == "skipped"
     assert "PyTorch 2.4" in result.reason
+
+
+def test_an_instance_whose_data_moved_three_times_longer_is_an_outlier() -> None:
+    odd = [(0, 0, 9, 9_000_000, 45_000), (0, 1, 9, 9_005_000, 40_000)]
+    result = _ask(*_healthy(), *odd, hosts=ONE_HOST)
+    found = result.tables["instances"].filter("outlier")
+    assert found.select("ranks", "step", "transfer_ns", "excess_ns", "last_rank").rows() == [
+        ([0, 1], 9, 40_000, 30_000, 1)
+    ]
+    assert (result.metrics["outliers"], result.metrics["outliers_lost_ns"]) == (1, 30_000)
+    assert result.findings == []

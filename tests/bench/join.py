@@ -31,6 +31,7 @@ STEPS = 10
 NEARLY_ALL = 9
 """Communications of a tensor-parallel group to one of a data-parallel group."""
 GAP_NS = 30_000
+NO_SOURCES = pl.DataFrame(schema={"path": pl.String, "ranks": pl.List(pl.Int32)})
 BASE = 1_700_000_000_000_000_000
 
 
@@ -107,7 +108,9 @@ def measured(ranks: int, rows: int, workers: int) -> None:
         made = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         before, start = _cpu_s(), time.perf_counter()
         with Store(None) as opened, engine.executor(f"processes:{workers}", jobs=ranks, work_bytes=1 << 40) as pool:
-            found: Joined = join(handles, seen, identities, Settings(), opened, pool=pool, progress=lambda *_: None)
+            found: Joined = join(
+                handles, seen, identities, Settings(), opened, sources=NO_SOURCES, pool=pool, progress=lambda *_: None
+            )
         cpu, wall = _cpu_s() - before, time.perf_counter() - start
         main = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
