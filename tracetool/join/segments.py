@@ -40,6 +40,8 @@ _NOISE_NS: Final = 3_000
 _AFTER_NS: Final = 30_000
 """How long after what it waited for a kernel may start and still be held by it."""
 _CONTRADICTED: Final = 0.05
+_GAP_NS: Final = 50_000
+"""A stretch is cut at longer gaps, so that what is lost in them is not taken for its work."""
 _SYNC: Final = (
     r"^(?:cuda|hip|cu|mtia)\w*Synchronize(?:_\w+)?$|^(?:cuda|hip)Memcpy(?:2D|3D|(?:To|From)Symbol)?$"
     r"|^hipMemcpyWithStream$|^cuMemcpy(?:HtoD|DtoH|DtoD)(?:_v2)?$"
@@ -278,6 +280,7 @@ def _opens(lane: _Lane, base: Ints, left_after: Ints, entered: Ints) -> Bools:
         | (lane.phase[1:] != lane.phase[:-1])
         | (base[1:] != base[:-1])
         | (lane.is_compute[1:] != lane.is_compute[:-1])
+        | (lane.start[1:] > lane.before[1:] + _GAP_NS)
     )
     opens[1:] |= changed
     return opens
