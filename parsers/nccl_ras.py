@@ -14,7 +14,7 @@ import orjson
 
 from tracetool.commwords import operation
 from tracetool.errors import UnreadableTrace
-from tracetool.rawfile import read_all
+from tracetool.rawfile import json_memory_bytes, read_all
 from tracetool.tables import frame
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FORMAT = "nccl_ras"
 
 _LIMIT: Final = 256 << 20
+_MEMORY_PER_BYTE: Final = 24
 _STATES: Final = (("considered_dead", "dead"), ("unresponsive", "unresponsive"))
 
 Process = tuple[str, int, int]
@@ -48,6 +49,9 @@ def sniff(path: Path, head: bytes) -> bool:
 def parse(path: Path, options: ParseOptions) -> Tables:
     """Read one answer. Raises UnreadableTrace when it is no JSON or tells of no process."""
     data = read_all(path, options.display_path, _LIMIT)
+    asked = json_memory_bytes(data)
+    if asked > max(options.memory_bytes, len(data) * _MEMORY_PER_BYTE):
+        raise UnreadableTrace(options.display_path, f"its JSON would take about {asked >> 20} MiB of memory", 0)
     facts: list[Fact] = []
     ranks: dict[Process, dict[int, int]] = {}
     groups: dict[tuple[Process, str], Place] = {}

@@ -61,6 +61,15 @@ def read_all(path: Path, display_path: str, limit_bytes: int) -> bytes:
     return b"".join(parts)
 
 
+def json_memory_bytes(data: bytes) -> int:
+    """Return about how much memory CPython takes for what this JSON holds, counted before anything is built.
+
+    An empty list costs 88 bytes and its place in another list for 3 bytes of text: files grow fiftyfold.
+    """
+    values, lists, objects = data.count(b","), data.count(b"["), data.count(b"{")
+    return len(data) * 2 + values * 64 + lists * 88 + objects * 400
+
+
 def text_lines(path: Path, display_path: str) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line without its end), decoded as UTF-8 with bad bytes replaced.
 

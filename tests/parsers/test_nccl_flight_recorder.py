@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -183,6 +184,30 @@ def test_what_is_no_dump_is_refused_by_name(tmp_path: Path, data: bytes, reason:
     with pytest.raises(UnreadableTrace, match=reason) as caught:
         recorder.parse(path, ParseOptions("nccl_trace_rank_3"))
     assert "nccl_trace_rank_3" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "filling",
+    ["[]", "{}", "[[0,0],[0,0]]", '{"a":{}}', "0,0,0"],
+    ids=["lists", "dicts", "nested", "keys", "ints"],
+)
+def test_a_json_dump_that_asks_for_far_more_memory_than_its_size_is_refused(tmp_path: Path, filling: str) -> None:
+    path = tmp_path / "nccl_trace_rank_0.json"
+    path.write_text('{"profiling_name": 0, "entries": [' + ",".join([filling] * 400_000) + "]}")
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnreadableTrace, match="MiB of memory"):
+            recorder.parse(path, ParseOptions(path.name, memory_bytes=1 << 20))
+        assert tracemalloc.get_traced_memory()[1] < 4 * path.stat().st_size + (1 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_deeply_nested_json_dump_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "nccl_trace_rank_0.json"
+    path.write_text('{"profiling_name": ' + "[" * 100_000)
+    with pytest.raises(UnreadableTrace, match="before the damage"):
+        recorder.parse(path, ParseOptions(path.name))
 
 
 def test_values_of_any_type_never_crash(tmp_path: Path) -> None:

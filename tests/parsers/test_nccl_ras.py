@@ -54,3 +54,10 @@ def test_no_json_is_named(tmp_path: Path) -> None:
     path.write_text('{"communicators": [')
     with pytest.raises(UnreadableTrace, match="no JSON"):
         ras.parse(path, ParseOptions("x.json"))
+
+
+def test_an_answer_that_asks_for_far_more_memory_than_its_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"communicators": [' + ",".join(["[]"] * 100_000) + "]}")
+    with pytest.raises(UnreadableTrace, match="MiB of memory"):
+        ras.parse(path, ParseOptions("x.json", memory_bytes=1 << 20))
