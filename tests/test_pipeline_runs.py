@@ -160,6 +160,14 @@ def test_without_comm_arguments_the_pipeline_is_still_measured() -> None:
     assert_bubbles(found, 1e-9)
 
 
+def test_stages_on_hosts_that_only_sends_connect_are_compared_through_their_slots() -> None:
+    config = BUSY_STAGES.replace(grad_norm=False, gpus_per_node=1, clock_offsets_ns={1: 4_000_000, 3: -2_000_000})
+    found = answered(config, host_names=True, comm_args=False)
+    assert found.pipeline.metrics["schedule"] == "1f1b"
+    assert_slots(found)
+    assert_bubbles(found, 0.01)
+
+
 def test_causes_sum_to_the_bubble_and_blame_what_was_done() -> None:
     heavy = answered(BUSY_STAGES.replace(dp=2, heavy_stages={3: 1.6}))
     slow = answered(BUSY_STAGES.replace(dp=3, slow_ranks={4: 1.6}))

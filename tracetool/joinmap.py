@@ -17,7 +17,7 @@ from tracetool.discover import read_head
 from tracetool.engine import in_order
 from tracetool.errors import UsageError
 from tracetool.hosts import hosts_of
-from tracetool.joinpipeline import join_pipelines, pipeline_facts
+from tracetool.joinpipeline import join_pipelines, pairs_by_slots, pipeline_facts
 from tracetool.read import core_key, settings_key
 from tracetool.segmentmap import SegmentJob, segment_rank
 
@@ -286,7 +286,11 @@ def join(
     if not reports:
         return Joined(tables={"groups": groups, **curve}, notes=adopted.notes)
     samples = pl.concat([report.samples for report in reports])
-    clocks = solve(samples, hosts.drop("assumed"), pl.concat([report.pairs for report in reports]))
+    pairs = pl.concat([report.pairs for report in reports])
+    clocks = solve(samples, hosts.drop("assumed"), pairs)
+    proven = pairs_by_slots(ranks, groups, clocks, folder, pool)
+    if proven.height:
+        clocks = solve(samples, hosts.drop("assumed"), pl.concat([pairs, proven]))
     clocks.ranks.write_parquet(folder / "clock.parquet")
     later = [job for job, report in zip(jobs, reports, strict=True) if report.needs_clocks]
     reports += in_order([pool.submit(arrive_group, job, clocks) for job in later], lambda _: None)

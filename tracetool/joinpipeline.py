@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tracetool.tables import Tables
 
 _FOLDER: Final = "pipeline"
+_WAITS: Final = ("", "-arrivals")
+"""Endings of the folders that hold a group's waits."""
 _FACTS: Final = ("windows", "bubbles", "sends")
 
 
@@ -69,26 +71,15 @@ def replicas_of(groups: pl.DataFrame) -> list[tuple[tuple[int, ...], tuple[int, 
     return sorted((ranks, tuple(sorted(traced)), tuple(sorted(ids))) for ranks, (traced, ids) in found.items())
 
 
-def join_pipelines(
-    ranks: Sequence[StoredRank],
-    groups: pl.DataFrame,
-    clocks: Clocks,
-    folder: Path,
-    pool: Executor,
-    *,
-    waits_of: tuple[str, ...] = ("", "-arrivals"),
-) -> Pipelines:
-    """Put the stages of every replica together; `waits_of` are the endings of the folders that hold a group's waits."""
-    import polars as pl  # noqa: PLC0415 - keeps `--help` fast
-
+def _jobs(ranks: Sequence[StoredRank], groups: pl.DataFrame, clocks: Clocks, folder: Path) -> list[PipelineJob]:
     by_number = {rank.rank: rank for rank in ranks}
-    jobs = [
+    return [
         PipelineJob(
             number=number,
             ranks=everyone,
             members=tuple(by_number[rank] for rank in traced),
             waits=tuple(
-                tuple(str(folder / f"g{group}{end}" / f"r{rank}.parquet") for group in ids for end in waits_of)
+                tuple(str(folder / f"g{group}{end}" / f"r{rank}.parquet") for group in ids for end in _WAITS)
                 for rank in traced
             ),
             clocks=clocks,
@@ -96,6 +87,33 @@ def join_pipelines(
         )
         for number, (everyone, traced, ids) in enumerate(replicas_of(groups))
     ]
+
+
+def pairs_by_slots(
+    ranks: Sequence[StoredRank], groups: pl.DataFrame, clocks: Clocks, folder: Path, pool: Executor
+) -> pl.DataFrame:
+    """Return what slots prove about the clocks of stages that nothing else connects, as bounds.PAIR_SCHEMA."""
+    import polars as pl  # noqa: PLC0415 - keeps `--help` fast
+
+    from tracetool.join.bounds import PAIR_SCHEMA  # noqa: PLC0415 - same
+
+    component = dict(clocks.ranks.select("rank", "component").iter_rows())
+    apart = [
+        job
+        for job in _jobs(ranks, groups, clocks, folder)
+        if len({component[member.rank] for member in job.members}) > 1
+    ]
+    found = in_order([pool.submit(replica_pairs, job) for job in apart], lambda _: None)
+    return pl.concat([pl.DataFrame(schema=PAIR_SCHEMA), *found])
+
+
+def join_pipelines(
+    ranks: Sequence[StoredRank], groups: pl.DataFrame, clocks: Clocks, folder: Path, pool: Executor
+) -> Pipelines:
+    """Put the stages of every replica together. `folder` holds the waits of every group."""
+    import polars as pl  # noqa: PLC0415 - keeps `--help` fast
+
+    jobs = _jobs(ranks, groups, clocks, folder)
     if not jobs:
         return Pipelines({}, ())
     found = in_order([pool.submit(join_replica, job) for job in jobs], lambda _: None)
@@ -104,8 +122,11 @@ def join_pipelines(
     for one in found:
         for note in one.notes:
             notes[note] = notes.get(note, 0) + 1
-    tables = {"pipeline_told": pl.DataFrame({"note": list(notes)}, schema={"note": pl.String})}
-    tables |= {"pipeline": pl.DataFrame([{**row, "ranks": list(row["ranks"])} for row in structures], schema=_schema())}
+    rows = [{**row, "ranks": list(row["ranks"])} for row in structures]
+    tables = {
+        "pipeline": pl.DataFrame(rows, schema=_schema()),
+        "pipeline_told": pl.DataFrame({"note": list(notes)}, schema={"note": pl.String}),
+    }
     if structures:
         tables["pipeline_slots"] = pl.concat([one.slots for one in found])
         tables["pipeline_windows"] = pl.concat([one.windows for one in found])
@@ -125,9 +146,30 @@ def _schema() -> dict[str, pl.DataType | type[pl.DataType]]:
 
 def join_replica(job: PipelineJob) -> Replica:
     """Put one replica together and write the facts of its ranks. Runs in a worker."""
+    from tracetool.join.windows import replica  # noqa: PLC0415 - workers only
+
+    slots, transfers = _read(job)
+    made = replica(job.number, job.ranks, slots, transfers, job.clocks)
+    with store.new_folder(Path(job.target)) as folder:
+        for name, table in zip(_FACTS, (made.windows, made.bubbles, made.waits), strict=True):
+            for (rank,), mine in table.partition_by("rank", as_dict=True, maintain_order=True).items():
+                mine.write_parquet(folder / f"r{rank}-{name}.parquet", compression="lz4", statistics=False)
+    return made
+
+
+def replica_pairs(job: PipelineJob) -> pl.DataFrame:
+    """Return what the slots of one replica prove about its clocks, as bounds.PAIR_SCHEMA. Runs in a worker."""
+    from tracetool.join.windows import slot_pairs  # noqa: PLC0415 - workers only
+
+    bases = dict(job.clocks.ranks.select("rank", "base_unix_ns").iter_rows())
+    return slot_pairs(job.ranks, *_read(job), bases)
+
+
+def _read(job: PipelineJob) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the slots of a replica's ranks in the chosen steps, and their sends and receives."""
     import polars as pl  # noqa: PLC0415 - workers only
 
-    from tracetool.join.windows import TRANSFER_SCHEMA, replica  # noqa: PLC0415 - same
+    from tracetool.join.windows import TRANSFER_SCHEMA  # noqa: PLC0415 - same
 
     slots, transfers = [], [pl.DataFrame(schema=TRANSFER_SCHEMA)]
     for member, files in zip(job.members, job.waits, strict=True):
@@ -135,12 +177,7 @@ def join_replica(job: PipelineJob) -> Replica:
         steps = member.table("steps", ["step"])["step"].drop_nulls()
         slots.append(mine.filter(pl.col("step").is_null() | pl.col("step").is_in(steps.implode())))
         transfers.append(_transfers(member, files))
-    made = replica(job.number, job.ranks, pl.concat(slots), pl.concat(transfers), job.clocks)
-    with store.new_folder(Path(job.target)) as folder:
-        for name, table in zip(_FACTS, (made.windows, made.bubbles, made.waits), strict=True):
-            for (rank,), mine in table.partition_by("rank", as_dict=True, maintain_order=True).items():
-                mine.write_parquet(folder / f"r{rank}-{name}.parquet", compression="lz4", statistics=False)
-    return made
+    return pl.concat(slots), pl.concat(transfers)
 
 
 def _transfers(member: StoredRank, files: Sequence[str]) -> pl.DataFrame:

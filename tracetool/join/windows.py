@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import polars as pl
 
+from tracetool.join.bounds import PAIR_SCHEMA
 from tracetool.join.schedule import Recognised, recognise
 from tracetool.join.sends import brings, pieces
 
@@ -76,6 +77,7 @@ TRANSFER_SCHEMA: Final[Types] = {
 """Sends and receives of a pipeline: basis is what is known of their waiting so far."""
 
 _CLOCK: Final = ("offset_ns", "drift_ppm", "t0_ns", "base_unix_ns")
+_PAIRS_KEPT: Final = 256
 _SLOTS_ONLY: Final = ("unknown", "unmatched")
 """Bases of waits that slots tell better."""
 
@@ -178,6 +180,42 @@ def replica(number: int, ranks: Sequence[int], slots: pl.DataFrame, transfers: p
         bubbles=_bubbles(linked),
         waits=waits,
         notes=tuple(notes),
+    )
+
+
+def slot_pairs(
+    ranks: Sequence[int], slots: pl.DataFrame, transfers: pl.DataFrame, bases: Mapping[int, int]
+) -> pl.DataFrame:
+    """Return what slots prove about clocks, as bounds.PAIR_SCHEMA: none begins before its input has been made.
+
+    Arguments as for `replica`; `bases`: Unix time of clock value 0 of each rank. Of each pair of ranks and direction
+    the tightest are kept. Empty where slots cannot be numbered for certain.
+    """
+    kinds = slots["source"].unique().to_list()
+    none = pl.DataFrame(schema=PAIR_SCHEMA)
+    if len(kinds) != 1:
+        return none
+    base = pl.col("rank").replace_strict(bases, return_dtype=pl.Int64)
+    # no common clock yet: stages stand in the order of the group, and ends in each rank's own Unix time
+    unix = slots.with_columns(aligned_start=pl.lit(None, pl.Int64), aligned_end=pl.col("end_ns") + base)
+    placed = _placed(unix, ranks)
+    good, _ = _consistent(placed)
+    if not good:
+        return none
+    used = placed.filter(pl.col("iteration").is_in(good))
+    found, *_ = _recognised(used, ranks, kinds[0], transfers)
+    if kinds[0] == "launch" and not (found.exact and found.name in ("gpipe", "1f1b")):
+        return none
+    return (
+        _linked(used, trusted=True)
+        .filter(pl.col("sent").is_not_null() & (pl.col("source_rank") != pl.col("rank")))
+        .select(
+            source="source_rank", target="rank", send_start_unix_ns="sent", recv_end_unix_ns=pl.col("start_ns") + base
+        )
+        .sort("source", "target", pl.col("recv_end_unix_ns") - pl.col("send_start_unix_ns"), "recv_end_unix_ns")
+        .group_by("source", "target", maintain_order=True)
+        .head(_PAIRS_KEPT)
+        .select(pl.col(name).cast(dtype) for name, dtype in PAIR_SCHEMA.items())
     )
 
 
