@@ -2,8 +2,9 @@
 
 aligned = t + base_unix_ns + offset_ns + round(drift_ppm·1e-6·(t − t0_ns)), t in the rank's own clock. Ranks of one
 host share one clock. Offset and drift of every host are fitted, robustly, to the ends of all_reduce, all_gather and
-reduce_scatter over several hosts: their members leave together. A drift is told from one second of trace on, with ten
-ends at both of its ends; else offsets only. The reference of each component is its lowest rank's host.
+reduce_scatter over several hosts: their members leave together. A drift is told from one second of trace on, where a
+host's ends lie at both ends of it and fix it to 20 µs over the span; else offsets only. The reference of each component
+is its lowest rank's host.
 
 basis: reference; collectives; offset (collectives, no drift); p2p (only sends and receives join it to the others: the
 middle of what causality allows, ± half_width_ns, confidence low); alone (nothing joins it: its times are compared with

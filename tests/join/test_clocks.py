@@ -148,3 +148,15 @@ def test_standard_errors_shrink_with_the_number_of_ends() -> None:
     assert isinstance(many, int)
     assert isinstance(few, int)
     assert 0 < many < few < 4 * many
+
+
+def test_a_drift_that_the_noise_hides_is_not_used() -> None:
+    samples, _, _ = _simulated(3_000_000_000, outliers=0.0, seed=8)
+    rng = np.random.default_rng(8)
+    few = samples.filter(pl.col("instance") % 15 == 0)
+    noisy = few.with_columns(end_ns=pl.col("end_ns") + pl.Series(rng.integers(-(10**6), 10**6, few.height)))
+    ranks = solve(noisy, _hosts()).ranks
+    assert ranks["drift_ppm"].abs().max() == 0
+    assert ranks["basis"].unique(maintain_order=True).to_list() == ["reference", "offset"]
+    # the same few ends without the noise do tell it
+    assert solve(few, _hosts()).ranks["basis"].unique(maintain_order=True).to_list() == ["reference", "collectives"]

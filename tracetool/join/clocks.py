@@ -26,7 +26,10 @@ __all__ = ["PAIR_SCHEMA", "RANKS_SCHEMA", "SAMPLE_SCHEMA", "Clocks", "solve"]
 
 _DRIFT_SPAN_NS: Final = 1_000_000_000
 """Shorter than this, drift cannot be told from offset and is left at 0."""
-_DRIFT_EVENTS: Final = 10
+_DRIFT_EVENTS: Final = 4
+"""Ends of a host in the first and in the last third of the span that a drift needs at least."""
+_DRIFT_ERROR_NS: Final = 20_000
+"""A drift that is not known to this over the whole span is not used: an offset alone is then the safer answer."""
 _GROUP_BITS: Final = 40
 """The group's number stands above these bits of an instance."""
 
@@ -248,6 +251,10 @@ def _fit(placed: pl.DataFrame, hosts: int) -> tuple[list[_Fit], pl.DataFrame, li
         drifting=(np.minimum(early, late) >= _DRIFT_EVENTS) & long_enough,
     )
     solution = robust(ends, component)
+    unsure = ends.drifting & (solution.drift_error_ns > _DRIFT_ERROR_NS)
+    if unsure.any():
+        ends = replace(ends, drifting=ends.drifting & ~unsure)
+        solution = robust(ends, component)
     for index in range(hosts):
         mine = np.abs(solution.residual[h == index])
         if mine.size:
@@ -277,7 +284,11 @@ def _fit(placed: pl.DataFrame, hosts: int) -> tuple[list[_Fit], pl.DataFrame, li
         notes.append("the traces span too little time to tell drift from offset: offsets only")
     elif not ends.drifting.all():
         few = int(np.count_nonzero(~ends.drifting & (np.bincount(h, minlength=hosts) > 0)))
-        notes += [f"{few} hosts took part in too few collectives to tell their drift: offsets only"] if few else []
+        notes += (
+            [f"{few} hosts took part in too few collectives across hosts to tell their drift: offsets only"]
+            if few
+            else []
+        )
     return fits, told, notes
 
 

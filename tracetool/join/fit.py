@@ -83,6 +83,8 @@ class Solution:
     offset: Floats
     drift: Floats
     error_ns: Floats
+    drift_error_ns: Floats
+    """Standard error of what each drift adds up to over the whole span."""
     residual: Floats
     scales: Floats
     refused: tuple[int, ...]
@@ -120,6 +122,7 @@ def robust(ends: Ends, component: Ints) -> Solution:
         offset=solution[:hosts],
         drift=solution[hosts:] / ends.scale_ns,
         error_ns=error[:hosts],
+        drift_error_ns=error[hosts:],
         residual=residual,
         scales=scales,
         refused=refused,
