@@ -1,7 +1,8 @@
 """One measurement in a process of its own: `python measure.py WHAT TRACE FOLDER` prints one line of JSON.
 
 CPU seconds are of this process and its children, all threads, kernel time included; what is imported first, and the
-memory that takes, is told apart. Memory is the peak of resident memory since then.
+memory that takes, is told apart. Memory `above` is the peak of resident memory since then without the pages of program
+files, which are read only and shared (polars alone maps some 50 MB of them when first used).
 Nothing but the standard library is imported at the top: the same file runs under the interpreter of another tool.
 """
 
@@ -78,7 +79,7 @@ def report(trace: Path, folder: Path) -> str:
 def named(trace: Path, _: Path) -> str:
     """Answer the questions that HolisticTraceAnalysis is asked, without a cache."""
     _load_tracetool()
-    return _command(["analyze", str(trace), *NAMED, "--cache", "off"])
+    return _command(["analyze", str(trace), *NAMED, "--format", "json", "--cache", "off"])
 
 
 def _command(arguments: list[str]) -> str:
@@ -86,7 +87,7 @@ def _command(arguments: list[str]) -> str:
 
     sys.argv = ["tracetool", *arguments, "--engine", "serial", "--quiet"]
     mark = _Mark()
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())):
         try:
             cli.main()
         except SystemExit as exited:
@@ -124,7 +125,7 @@ class _Mark:
         gc.collect()
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
-        self._resident = _status("VmRSS") - before_bytes
+        self._held = _status("RssAnon") - before_bytes
         self._cpu = _cpu_s()
         self._wall = time.perf_counter()
 
@@ -132,7 +133,13 @@ class _Mark:
         """Return what it took, as JSON."""
         cpu, wall, peak = _cpu_s() - self._cpu, time.perf_counter() - self._wall, _status("VmHWM")
         return json.dumps(
-            {"cpu_s": cpu, "wall_s": wall, "start_cpu_s": self._cpu, "peak": peak, "above": peak - self._resident}
+            {
+                "cpu_s": cpu,
+                "wall_s": wall,
+                "start_cpu_s": self._cpu,
+                "peak": peak,
+                "above": peak - _status("RssFile") - self._held,
+            }
         )
 
 

@@ -107,7 +107,7 @@ def measured_row(trace: Path, rounds: int, hta_python: str | None, folder: Path)
 
 
 def table(rows: list[Row]) -> list[str]:
-    """Return the rows as Markdown: CPU seconds, and peak memory above the interpreter's after imports."""
+    """Return the rows as Markdown: CPU seconds, and the peak of memory above what imports took."""
     heads = ["trace", "JSON MB", "orjson.loads", "ingest", "report", "second report", "the named questions", "HTA"]
     lines = ["| " + " | ".join(heads) + " |", "|---|--:" + "|---" * (len(heads) - 2) + "|"]
     for row in rows:
