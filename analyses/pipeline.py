@@ -26,14 +26,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import numpy as np
 import polars as pl
 
 from tracetool.dry import host_stretches, split
 from tracetool.figures import NEGLIGIBLE, milliseconds, percent, severity
 from tracetool.join.idling import BUBBLE, PARTS, PHASES, cut, stage_collectives, sums
-from tracetool.join.ladder import CAUSES, Slots, alike, ladder, rungs, values
+from tracetool.join.ladder import CAUSES, alike, ladder, rungs
 from tracetool.join.pipeline_changes import ASSUMES, of_run
+from tracetool.join.pipeline_picture import picture
 from tracetool.join.price import step_time_ns
 from tracetool.join.schedule import ideal_share
 from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value, Where, no_saving, skipped
@@ -53,7 +53,6 @@ PER_RANK_STEP: Final = (
     "rank", "step", "stage", "window_ns", "bubble_ns", *(f"{part}_ns" for part in PARTS),
     *(f"{phase}_bubble_ns" for phase in PHASES), "replica", "iteration",
 )  # fmt: skip
-KIND_WORDS: Final = {"F": "forward", "B": "backward", "W": "weight gradient"}
 DRAWN_PER_WINDOW: Final = 400
 """Bubbles shorter than this part of the window are not drawn."""
 MOST_ERROR: Final = 0.05
@@ -63,10 +62,6 @@ _ADVICE: Final = {
     "interleaving": "Give every rank two chunks of the model (interleaved 1F1B).",
     "zero_bubble": "Use a schedule that puts weight gradients into the bubble (ZB1P, ZBV).",
 }
-_GAP_WORDS: Final = {
-    "p2p_wait": "bubble", "p2p_transfer": "comm", "cross_stage": "across stages", "host_bound": "host bound",
-    "idle": "idle",
-}  # fmt: skip
 
 
 def per_rank(rank: RankView, facts: Tables, _settings: Settings) -> Tables:
@@ -168,7 +163,7 @@ def analyze(parts: Tables, run: RunView, _settings: Settings) -> Result:
         if error is not None and error <= MOST_ERROR and pipe.microbatches and pipe.chunks:
             changed = of_run(numbered, pipe.schedule, pipe.microbatches, pipe.chunks)
             tables["changes"] = _changes(changed, step_ns)
-    drawn = _drawn(slots, parts.get("gaps"), numbered)
+    drawn = picture(slots, parts.get("gaps"), numbered)
     tables |= drawn
     return Result(
         metrics=metrics,
@@ -271,62 +266,6 @@ def _changes(changed: pl.DataFrame, step_ns: int | None) -> pl.DataFrame:
     )
 
 
-def _drawn(slots: pl.DataFrame, gaps: pl.DataFrame | None, numbered: Sequence[Slots]) -> dict[str, pl.DataFrame]:
-    """Return the slots of the drawn step, and everything to draw of it: slots, bubbles by cause, the ideal schedule.
-
-    Drawn is the replica with the longest windows, and of its steps the median one.
-    """
-    lengths = slots.group_by("replica", "iteration").agg(ns=pl.col("end_ns").max() - pl.col("start_ns").min())
-    slowest = lengths.group_by("replica").agg(pl.col("ns").mean()).sort("ns", "replica", descending=[True, False])
-    replica = int(slowest["replica"][0])
-    steps = lengths.filter(pl.col("replica") == replica).sort("ns", "iteration")
-    iteration = int(steps["iteration"][(steps.height - 1) // 2])
-    chosen = (pl.col("replica") == replica) & (pl.col("iteration") == iteration)
-    mine = slots.filter(chosen).sort("stage", "start_ns", "end_ns", "kind")
-    first = mine["start_ns"].min()
-    shown = mine.select(
-        *("rank", "step", "stage", "chunk", "virtual"),
-        pl.col("kind").replace_strict(KIND_WORDS, return_dtype=pl.String).alias("slot"),
-        "microbatch",
-        pl.col("start_ns") - first,
-        (pl.col("end_ns") - pl.col("start_ns")).alias("dur_ns"),
-        "transfer_ns",
-    )
-    text = pl.col("microbatch").cast(pl.String).fill_null("")
-    pieces = [shown.select("stage", "start_ns", "dur_ns", what="slot", text=text, ideal=pl.lit(False))]
-    if gaps is not None:
-        what = pl.col("part").replace_strict(_GAP_WORDS, return_dtype=pl.String)
-        pieces.append(
-            gaps.filter(chosen).select("stage", "start_ns", "dur_ns", what=what, text=pl.lit(""), ideal=pl.lit(False))
-        )
-    ideal = _ideal_slots(numbered, replica, iteration)
-    if ideal is not None:
-        pieces.append(ideal.with_columns(ideal=pl.lit(True)))
-    lane = pl.when("ideal").then(pl.format("ideal, stage {}", "stage")).otherwise(pl.format("stage {}", "stage"))
-    drawn = pl.concat(pieces).sort("ideal", "stage", "start_ns", "dur_ns", "what")
-    return {
-        "slots": shown,
-        "drawn": drawn.select(lane=lane, start_ns="start_ns", dur_ns="dur_ns", what="what", text="text"),
-    }
-
-
-def _ideal_slots(numbered: Sequence[Slots], replica: int, iteration: int) -> pl.DataFrame | None:
-    """Return the drawn step's order with every stage at the mean and free transfers; None when it is not numbered."""
-    for part in numbered:
-        here = ((part.columns["replica"] == replica) & (part.columns["iteration"] == iteration)).to_numpy()
-        if here.any():
-            value = values(part)["even"][:, np.flatnonzero(here)[:1]]
-            begins = part.plan.times(value).start[:, 0]
-            return part.plan.nodes.select(
-                "stage",
-                start_ns=pl.Series(np.rint(begins).astype(np.int64)),
-                dur_ns=pl.Series(np.rint(value[:, 0]).astype(np.int64)),
-                what=pl.col("kind").replace_strict(KIND_WORDS, return_dtype=pl.String),
-                text=pl.col("microbatch").cast(pl.String),
-            )
-    return None
-
-
 def _headline(metrics: dict[str, Value], pipe: _Pipe) -> list[Headline]:
     shape = f"{pipe.schedule}, {pipe.stages} stages"
     if pipe.microbatches:
@@ -427,11 +366,10 @@ class _Seen(NamedTuple):
         return self.changed.filter((pl.col("change") == change) & (pl.col("saving_ns") > 0))
 
     def saving(self, change: str) -> pl.DataFrame:
-        """Return what a change saves of each step, told on the lowest rank of the longest stage, as SAVING_SCHEMA."""
-        stage = self.rows.filter(pl.col("stage") == self.heaviest["stage"]).sort("rank")
-        at = stage.unique("iteration", keep="first", maintain_order=True)
-        both = self.saved(change).join(at.select("iteration", "rank", "step", "at_ns"), on="iteration", how="inner")
-        named = both.with_columns(ns="saving_ns").sort("rank", "iteration", "at_ns")
+        """Return what a change saves of each step as SAVING_SCHEMA, rank null: it is the step's, not one rank's."""
+        begins = self.rows.group_by("iteration").agg(pl.col("step").first(), pl.col("at_ns").min())
+        both = self.saved(change).join(begins, on="iteration", how="inner").sort("iteration")
+        named = both.with_columns(ns="saving_ns", rank=pl.lit(None))
         return named.select(pl.col(name).cast(dtype) for name, dtype in SAVING_SCHEMA.items())
 
 

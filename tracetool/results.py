@@ -65,7 +65,10 @@ class Finding:
     confidence: Confidence
     confidence_why: str
     saving: pl.DataFrame
-    """SAVING_SCHEMA: what a fix would save, ns, at which time of which step of which rank; may be empty."""
+    """SAVING_SCHEMA: what a fix would save, ns, at which time of which step of which rank; may be empty.
+
+    rank null: the step as a whole gets shorter by ns, which then is no rank's own time.
+    """
     evidence: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """Pairs (table of the same Result, row numbers)."""
     where: Where = field(default_factory=Where)
