@@ -54,6 +54,7 @@ GROUPS: Final = (
     "share_of_ceiling", "lower_bound", "untold", "untold_ns",
 )  # fmt: skip
 _INSTANCES_SHOWN: Final = 200
+_CLOCK_SHARE: Final = 10
 _OUTLIER: Final = 3
 """An instance is an outlier when its data moved this many times longer than usual."""
 _TOLD: Final = ("symmetric", "arrival", "slots", "partial")
@@ -106,7 +107,7 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
         )
     host_of = _hosts(run)
     table = _groups(sums, groups, host_of, run, settings)
-    links, lost = slowlinks.compare(_cells(sums, groups, host_of))
+    links, lost = slowlinks.compare(_certain(_cells(sums, groups, host_of), run.joined["clocks"]))
     shown = _links(links, groups, host_of)
     worst = _worst(run.joined["collective_worst"], groups)
     findings = _findings(shown, lost, run)
@@ -260,6 +261,22 @@ def _cells(sums: pl.DataFrame, groups: pl.DataFrame, host_of: dict[int, str]) ->
             .otherwise("hosts"),
         )
     )
+
+
+def _certain(cells: pl.DataFrame, clocks: pl.DataFrame) -> pl.DataFrame:
+    """Leave out sends and receives between hosts whose clocks are not known to a tenth of the transfer.
+
+    Their transfer begins with the last arrival, brought from one clock into the other.
+    """
+    error = clocks.select("rank", error=pl.max_horizontal("half_width_ns", "residual_p95_ns").fill_null(0))
+    low = error.select(low_rank="rank", low_error="error")
+    high = error.select(high_rank="rank", high_error="error")
+    known = cells.join(low, on="low_rank", how="left", maintain_order="left").join(
+        high, on="high_rank", how="left", maintain_order="left"
+    )
+    one_clock = pl.col("low_rank").is_null() | (pl.col("hosts") == 1).fill_null(value=False)
+    worst = pl.max_horizontal("low_error", "high_error").fill_null(0)
+    return known.filter(one_clock | (_CLOCK_SHARE * worst < pl.col("transfer_p50_ns"))).drop("low_error", "high_error")
 
 
 def _links(links: pl.DataFrame, groups: pl.DataFrame, host_of: dict[int, str]) -> pl.DataFrame:

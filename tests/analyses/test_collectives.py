@@ -76,6 +76,9 @@ def _ask(
     place = {rank: (hosts or {}).get(rank) for rank in ranks}
     joined = {
         "groups": table,
+        "clocks": pl.DataFrame({"rank": list(ranks)}, schema={"rank": pl.Int32}).with_columns(
+            half_width_ns=pl.lit(0, pl.Int64), residual_p95_ns=pl.lit(None, pl.Int64)
+        ),
         "collective_sums": pl.concat(cells),
         "collective_worst": pl.concat(instances),
         "hosts": pl.DataFrame(
