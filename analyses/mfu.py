@@ -169,6 +169,12 @@ def _notes(k: Known) -> list[str]:
         number = int(about[column].sum())
         if number:
             notes.append(f"{number} {text}.")
+    if not k.causal_known:
+        full = k.totals.utilization(MEASURES["mfu"]) if k.trusted and not k.sample.reason else None
+        notes.append(
+            "NVTX ranges do not record whether attention was causal: no MFU, HFU or rate with causal credit from "
+            f"shapes; with attention in full MFU is {percent(full)}, an upper bound; --mfu-convention full takes that."
+        )
     return notes + _flag_notes(k)
 
 

@@ -98,6 +98,27 @@ def test_with_blobs_every_question_has_kinetos_answer_to_the_ns(
     assert mine.results["stragglers"].metrics["worst_rank"] == 1
 
 
+def test_whether_attention_was_causal_is_not_known_so_null(simulated: Simulated, kineto: Run, tmp_path: Path) -> None:
+    folder = by_node(simulated, tmp_path / "nsight", blobs=True)
+    mine, theirs = opened(folder).results["mfu"], kineto.results["mfu"]
+    same = ("mfu", "hfu", "model_flops_per_step", "hardware_flops_per_step", "shape_coverage", "peak_flops")
+    assert {name: mine.metrics[name] for name in same} == {name: theirs.metrics[name] for name in same}
+    for name in ("mfu_causal", "hfu_causal", "mfu_by_convention", "model_flops_per_step_causal", "tflops_per_gpu"):
+        assert (mine.metrics[name], theirs.metrics[name] is None) == (None, False), name
+    kept = ["rank", "step", "model_flops", "hardware_flops", "mfu", "hfu"]
+    ours, others = (r.tables["per_rank_step"].sort("rank", "step") for r in (mine, theirs))
+    assert ours.select(kept).rows() == others.select(kept).rows()
+    assert ours["mfu_causal"].null_count() == ours["hfu_causal"].null_count() == ours.height
+    masked = mine.tables["ops"]["flags"].fill_null("").str.contains("mask_unknown")
+    assert masked.any()
+    assert (mine.tables["ops"]["flops_causal"].is_null() == masked).all()
+    assert any("whether attention was causal" in note for note in mine.notes)
+    assert "no MFU" in mine.headline[0].note
+    full = opened(folder, Settings(gpus_per_node=4, mfu_convention="full")).results["mfu"]
+    assert full.metrics["mfu_by_convention"] == theirs.metrics["mfu"]
+    assert full.metrics["tflops_per_gpu"] is not None
+
+
 @pytest.mark.parametrize("layout", [by_rank, by_node])
 def test_without_blobs_the_unsplit_budget_and_overlap_are_kinetos(
     simulated: Simulated, kineto: Run, tmp_path: Path, layout: Any  # noqa: ANN401 - parametrized

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from tracetool.figures import share
+from tracetool.op_arguments import MASK
 from tracetool.published import published
 from tracetool.utilization import NEGLIGIBLE, Peaks, Sample, Totals, unknown_formats
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 MAX_OPS: Final = 300
 MEASURES: Final = {"mfu": "model_full", "mfu_causal": "model_causal", "hfu": "full", "hfu_causal": "causal"}
 """Each share of peak and the FLOPs it is made of."""
+_MASKED: Final = pl.col("flags").fill_null("").str.contains(MASK, literal=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,14 @@ class Known:
     def chosen(self) -> str:
         """The metric that headlines and gates use."""
         return "mfu" if self.settings.mfu_convention == "full" else "mfu_causal"
+
+    @property
+    def causal_known(self) -> bool:
+        """Whether causal attention can be told from full: NVTX ranges of operators hold sizes and no flags."""
+        silent = self.run.ranks.filter(pl.col("format") == "nsight")["rank"].to_list()
+        shapes = self.parts["shapes"].select("flops", here=pl.col("rank").is_in(silent) & _MASKED)
+        unknown = int(shapes.filter("here")["flops"].cast(pl.Int128).sum())
+        return unknown <= NEGLIGIBLE * int(shapes["flops"].cast(pl.Int128).sum())
 
 
 def main_format(k: Known) -> str:
@@ -90,6 +100,10 @@ def metrics_of(k: Known) -> dict[str, Value]:
             "model_flops_per_step_causal": _number(k.totals.job_step["model_causal"]),
         }
         rate = k.totals.flops_per_second(MEASURES[k.chosen])
+    if not k.causal_known:
+        found |= dict.fromkeys(("mfu_causal", "hfu_causal"))
+        step["model_flops_per_step_causal"] = None
+        rate = rate if k.chosen == "mfu" else None
     if k.job is not None:
         peak = _job_peak(k)
         per_second = {
@@ -137,7 +151,7 @@ def _number(value: float) -> float | int:
 
 def _ratio(k: Known) -> float | None:
     """Return the job's FLOPs a step counted from shapes ÷ those stated by the user, in the chosen convention."""
-    if k.job is None or not k.trusted or k.sample.reason:
+    if k.job is None or not k.trusted or k.sample.reason or not (k.causal_known or k.chosen == "mfu"):
         return None
     stated = k.job.full if k.chosen == "mfu" else k.job.causal
     return k.totals.job_step[MEASURES[k.chosen]] / stated if stated else None
@@ -183,6 +197,8 @@ def _per_rank_step(k: Known) -> pl.DataFrame:
     shown = ["model_flops", "hardware_flops", "mfu", "hfu", "mfu_causal", "hfu_causal"]
     if not k.trusted:
         rows = rows.with_columns(pl.lit(None, rows.schema[name]).alias(name) for name in shown)
+    elif not k.causal_known:
+        rows = rows.with_columns(mfu_causal=pl.lit(None, pl.Float64), hfu_causal=pl.lit(None, pl.Float64))
     if k.job is not None:
         peak = _job_peak(k)
         each = k.world * (peak or 1)
@@ -215,6 +231,10 @@ def _phases(k: Known) -> pl.DataFrame:
         .group_by("phase", maintain_order=True)
         .agg(pl.col(*whole, "at_peak").sum())
     )
+    if not k.causal_known:
+        found = found.with_columns(
+            pl.lit(None, pl.Float64).alias(name) for name in ("hardware_flops_causal", "at_peak")
+        )
     time = k.parts["phase_time"].group_by("phase").agg(pl.col("gpu_ns").sum())
     joined = found.join(time, on="phase", how="left", nulls_equal=True)
     busy = pl.when(pl.col("gpu_ns") > 0).then(pl.col("gpu_ns"))
@@ -237,6 +257,8 @@ def formats_of(k: Known) -> pl.DataFrame:
         kernel_ns=pl.col("kernel_ns").sum(),
     )  # fmt: skip
     total = found["hardware_flops"].sum()
+    if not k.causal_known:
+        found = found.with_columns(causal=pl.lit(None, pl.Float64))
     return (
         found.join(_best_peaks(k), on="peak_dtype", how="left")
         .sort("hardware_flops", "dtype", "peak_dtype", descending=[True, False, False])
@@ -271,6 +293,8 @@ def _ops(k: Known) -> pl.DataFrame:
         kernel_ns=pl.when(pl.col("kernel_ns").count() > 0).then(pl.col("kernel_ns").sum()),
         flags=pl.col("flags").max(),
     )  # fmt: skip
+    if not k.causal_known:
+        found = found.with_columns(flops_causal=pl.when(~_MASKED).then("flops_causal"))
     tflops = pl.col("flops_causal") / pl.when(pl.col("kernel_ns") > 0).then(pl.col("kernel_ns")) / 1e3
     peak = pl.col("peak_flops") / 1e12
     return (
