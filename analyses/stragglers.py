@@ -312,11 +312,11 @@ class _Case:
     def _stages(self) -> pl.DataFrame:
         rows = []
         by_rank = {rank: place for place, rank in enumerate(self.own.ranks)}
-        numbers = sorted(set(self.stage.values()))
-        typical = {
-            s: float(np.median([_mean(self.own.self_ns[by_rank[r]]) or 0 for r, t in self.stage.items() if t == s]))
-            for s in numbers
-        }
+        numbers = sorted({stage for rank, stage in self.stage.items() if rank in by_rank})
+        own = {rank: _mean(self.own.self_ns[place]) or 0 for rank, place in by_rank.items()}
+        # of two ranks the faster one is the measure: a slow rank is no heavy stage
+        of_stage = {s: [own[r] for r, t in self.stage.items() if t == s and r in own] for s in numbers}
+        typical = {s: float(np.quantile(ns, 0.5, method="lower")) for s, ns in of_stage.items()}
         mean = sum(typical.values()) / len(typical)
         for number in numbers:
             cost = self._stage_cost(number) if self.trusted else None

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from tracetool.join.messages import messages
 from tracetool.join.replay import Graph, Replayed, graph
 from tracetool.join.segments import COMM, COMPUTE, EDGES, HOST, NODES, PHASES
 
@@ -56,7 +57,7 @@ class Job:
         """group_id, role, size, ranks; as the join found them."""
         self.ranks: list[int] = places["rank"].to_list()
         self.nodes = nodes
-        """NODES plus aligned_ns, sorted by (rank, node)."""
+        """NODES plus aligned_ns and sent_aligned_ns, sorted by (rank, node)."""
         self.rank: Ints = np.searchsorted(np.array(self.ranks), nodes["rank"].to_numpy()).astype(np.int64)
         """Place of each node's rank in `ranks`."""
         self.kind: Ints = nodes["kind"].to_numpy().astype(np.int64)
@@ -86,7 +87,36 @@ class Job:
             .then(pl.struct("group_id", "instance").rank("dense").cast(pl.Int64))
             .otherwise(-1)
         )
-        self.graph: Graph = graph(nodes.height, self.pred, self.node, meets.to_series().to_numpy())
+        self._make_graph(meets.to_series().to_numpy())
+
+    def _make_graph(self, meets: Ints) -> None:
+        """Make the graph; bring sends and receives without a recorded peer together first."""
+        nodes, value = self.nodes, self.values.value
+        pipeline_of = {
+            rank: number
+            for number, ranks in enumerate(self.groups.filter(pl.col("role") == "pp")["ranks"].to_list())
+            for rank in ranks
+        }
+        found = messages(nodes, self.aligned_end, (self.pred, self.node), pipeline_of)
+        if len(found.receive):
+            told, meets = self.told.copy(), np.where(found.meeting >= 0, found.meeting + meets.max() + 1, meets)
+            told[found.receive] = True
+            told[found.meeting >= 0] = True
+            came = self.aligned.copy()
+            np.maximum.at(came, found.receive, self.aligned_end[found.source])
+            together = np.flatnonzero(found.meeting >= 0)
+            last = np.full(len(value), -np.inf)
+            np.maximum.at(last, found.meeting[together], came[together])
+            came[together] = last[found.meeting[together]]
+            brought = np.union1d(found.receive, together)
+            value = value.copy()
+            value[brought] = np.maximum(0.0, self.aligned_end[brought] - came[brought])
+            nothing = np.zeros(len(found.receive))
+            self.told = told
+            self.values = Values(value, np.append(self.values.host, nothing), np.append(self.values.before, nothing))
+            self.pred = np.append(self.pred, found.source)
+            self.node = np.append(self.node, found.receive)
+        self.graph: Graph = graph(nodes.height, self.pred, self.node, meets)
 
     @classmethod
     def of(cls, joined: Mapping[str, pl.DataFrame], fewest: int = 2) -> Job | None:
@@ -105,7 +135,11 @@ class Job:
             .with_columns(aligned_ns=pl.col("start_ns") + pl.col("base_unix_ns") + pl.col("offset_ns") + drift)
         )
         origin = placed["aligned_ns"].min()
-        placed = placed.with_columns(pl.col("aligned_ns") - origin).select(*NODES, "aligned_ns")
+        placed = placed.with_columns(
+            pl.col("aligned_ns") - origin,
+            # a slot's end is near enough to its receive for the drift between them not to matter
+            sent_aligned_ns=pl.col("sent_ns") - pl.col("start_ns") + pl.col("aligned_ns") - origin,
+        ).select(*NODES, "aligned_ns", "sent_aligned_ns")
         ranks = placed["rank"].unique().sort().to_list()
         return cls(placed, edges.select(*EDGES), places(ranks, joined["groups"]), joined["groups"])
 
@@ -289,7 +323,8 @@ class Job:
         """Return values with compute of each phase and step of every stage at the mean over the stages."""
         stage = self.places["stage"].to_numpy()
         numbers = np.unique(stage)
-        medians = np.stack([np.median(self.compute_ns[stage == s], axis=0) for s in numbers])
+        # of two ranks the faster one is the measure: a slow rank is no heavy stage
+        medians = np.stack([np.quantile(self.compute_ns[stage == s], 0.5, axis=0, method="lower") for s in numbers])
         factor = _ratio(medians.mean(axis=0)[None], medians)
         place = np.searchsorted(numbers, stage)
         mine = (self.kind == COMPUTE) & (self.step >= 0)

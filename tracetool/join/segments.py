@@ -62,10 +62,12 @@ NODES: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "value_ns": pl.Int64,
     "launch_ns": pl.Int64,
     "told": pl.Boolean,
+    "sent_ns": pl.Int64,
     "event": pl.Int64,
 }
 """Nodes of a rank in its own clock. value_ns: work, transfer, or host time after the GPU was waited for. launch_ns: end
-of its first launch call's latency; told: waiting is known; event: its first activity (−1: the start of the trace)."""
+of its first launch call's latency; told: waiting is known; sent_ns: when the slot ended whose output a receive without
+recorded peer brings, as the pipeline's slots tell; event: its first activity (−1: the start of the trace)."""
 EDGES: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "rank": pl.Int32,
     "pred": pl.Int64,
@@ -80,7 +82,7 @@ the node that comes before what was launched then."""
 def segments(rank: RankView, facts: Tables, instances: pl.DataFrame) -> Tables:
     """Return `nodes` (NODES) and `edges` (EDGES) of one rank.
 
-    `facts` holds `waits`; `instances` has event, group_id, instance of its matched communications.
+    `facts` holds `waits`; `instances` has event, group_id, instance, sent_ns of its communications.
     """
     gpu = _activities(rank, facts, instances)
     if not gpu.height:
@@ -106,7 +108,9 @@ def _activities(rank: RankView, facts: Tables, instances: pl.DataFrame) -> pl.Da
         .with_columns(pl.col("kind", "phase").cast(pl.String), end_ns=pl.col("start_ns") + pl.col("dur_ns"))
         .join(comms, on="event", how="left", maintain_order="left")
         .join(known, on="event", how="left", maintain_order="left")
-        .join(instances.select("event", "group_id", "instance"), on="event", how="left", maintain_order="left")
+        .join(
+            instances.select("event", "group_id", "instance", "sent_ns"), on="event", how="left", maintain_order="left"
+        )
         .sort("track", "start_ns", "end_ns", "event")
     )
 
@@ -323,6 +327,7 @@ def _tables(
             "end_ns": np.concatenate([host.end, np.maximum.reduceat(lane.end, heads)]),
             "value_ns": np.concatenate([np.maximum(0, host.end - gone), value]),
             "launch_ns": np.concatenate([host.start, lane.ready[heads]]),
+            "sent_ns": pl.concat([pl.Series([None] * hosts, dtype=pl.Int64), first["sent_ns"].cast(pl.Int64)]),
             "told": np.concatenate([np.ones(hosts, bool), told | ~comm]),
             "event": np.concatenate([np.full(hosts, -1), first["event"].to_numpy()]),
         }

@@ -394,7 +394,8 @@ def _waits(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return until when sends and receives without a peer waited, and how long each slot's input moved.
 
-    The first has rank, event, wait_end_ns in the rank's own clock; the second rank, iteration, kind, microbatch,
+    The first has rank, event, wait_end_ns and, not clamped to the kernel, sent_ns (when the last of the slots had ended
+    whose output it brings) in the rank's own clock; the second rank, iteration, kind, microbatch,
     virtual, transfer_ns, received_ns (start of the receive in the rank's own clock).
     """
     waits: list[pl.DataFrame] = []
@@ -411,7 +412,7 @@ def _waits(
             )
             waits.append(found)
             moved.append(held)
-    schema = {"rank": pl.Int32, "event": pl.Int64, "wait_end_ns": pl.Int64}
+    schema = {"rank": pl.Int32, "event": pl.Int64, "wait_end_ns": pl.Int64, "sent_ns": pl.Int64}
     keys = {name: linked.schema[name] for name in ("rank", "iteration", "kind", "microbatch", "virtual")}
     return (
         pl.concat(waits).sort("rank", "event") if waits else pl.DataFrame(schema=schema),
@@ -473,8 +474,11 @@ def _of_rank(
     waits = (
         brought.filter(pl.col("basis").is_in(_SLOTS_ONLY))
         .group_by("rank", "event")
-        .agg(wait_end_ns=pl.when(pl.col("w").is_not_null().all()).then(pl.col("w").max()))
-        .drop_nulls()
+        .agg(
+            wait_end_ns=pl.when(pl.col("w").is_not_null().all()).then(pl.col("w").max()),
+            sent_ns=pl.col("own_sent").max(),
+        )
+        .drop_nulls("wait_end_ns")
         .sort("event")
     )
     moved = (
