@@ -12,9 +12,8 @@ Times: the decimal text of `ts` and `dur` (µs) in integer ns. Below 2^43 µs a 
 (floor and rounded fraction apart); above, integers are exact and decimals are read from the text. `start_ns` is the
 time as written; `ranks.base_unix_ns` is `baseTimeNanoseconds`, or 0 where the times themselves count from 1970.
 
-Speed, against `orjson.loads` of the same bytes (CPU, one thread, garbage collector off): parse, sort and Parquet take
-0.9 times its CPU on 54 MB of HTA's df_index_resolver, 0.85 times on 87 MB of its MTIA trace; peak 60 to 70 MB above
-the interpreter.
+Speed, against `orjson.loads` of the same bytes: tests/bench/README.md. Events are decoded chunk by chunk with only the
+fields that are wanted; arguments stay text until their category says which of them are.
 
 `op_shapes` keeps the raw JSON text of `Input Dims`, `Input type`, `Input Strides` and `Concrete Inputs` without white
 space outside strings, numbers and strings as written: `[[16,559],[],[]]`.
