@@ -135,11 +135,9 @@ def _forward_operators(place: Ints, count: int, op_shapes: pl.DataFrame) -> Bool
 def _autograd_tracks(track: Ints, tracks: pl.DataFrame, engine: Bools, outermost: Bools, forward_tracks: Ints) -> Ints:
     """Return the tracks that are threads of the autograd engine, by name or by what runs there."""
     named = tracks.filter(pl.col("name").str.contains(AUTOGRAD_THREAD).fill_null(False))["track"].to_numpy()
-    candidates, count = np.unique(track[outermost], return_counts=True)
-    ids, engines = np.unique(track[outermost & engine], return_counts=True)
-    share = np.zeros(len(candidates))
-    share[np.searchsorted(candidates, ids)] = engines
-    by_content = candidates[share >= np.maximum(1, ENGINE_SHARE * count)]
+    count = np.bincount(track[outermost])
+    engines = np.bincount(track[outermost & engine], minlength=len(count))
+    by_content = np.flatnonzero((count > 0) & (engines >= np.maximum(1, ENGINE_SHARE * count)))
     return np.append(named, np.setdiff1d(by_content, forward_tracks))
 
 
