@@ -32,15 +32,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from tracetool import bandwidth, hardware, slowlinks
+from tracetool import hardware, slowlinks
 from tracetool.figures import milliseconds, severity, share
+from tracetool.grouprates import host_names, rates
 from tracetool.join.groups import grid
 from tracetool.join.price import step_time_ns
 from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value, Where
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tracetool.registry import RankView, RunView
     from tracetool.settings import Settings
     from tracetool.tables import Tables
@@ -48,17 +47,11 @@ if TYPE_CHECKING:
 TITLE: Final = "Collectives and links"
 NEEDS: Final = ("comm",)
 
-GROUPS: Final = (
-    "group", "ranks", "role", "op", "size", "hosts", "bytes", "count", "wait_ns", "transfer_ns", "transfer_p50_ns",
-    "algbw_gbs", "busbw_gbs", "line_rate_gbs", "share_of_line_rate", "nccl_gbs", "share_of_nccl", "ceiling_gbs",
-    "share_of_ceiling", "lower_bound", "untold", "untold_ns",
-)  # fmt: skip
 _INSTANCES_SHOWN: Final = 200
 _CLOCK_SHARE: Final = 10
 _OUTLIER: Final = 3
 """An instance is an outlier when its data moved this many times longer than usual."""
 _TOLD: Final = ("symmetric", "arrival", "slots", "partial")
-_KEY: Final = ("group_id", "op", "bytes")
 
 
 def per_rank(rank: RankView, facts: Tables, _settings: Settings) -> Tables:
@@ -106,7 +99,14 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
             "group of every NCCL kernel; in Nsight traces, record NVTX of NCCL 2.28 or later.",
         )
     host_of = _hosts(run)
-    table = _groups(sums, groups, host_of, run, settings)
+    table = rates(
+        sums,
+        groups,
+        host_of,
+        device=_device(run),
+        curve=run.joined.get("bandwidth_curve"),
+        nic_gbs=settings.nic_gbs,
+    )
     links, lost = slowlinks.compare(_certain(_cells(sums, groups, host_of), run.joined["clocks"]))
     shown = _links(links, groups, host_of)
     worst = _worst(run.joined["collective_worst"], groups)
@@ -157,79 +157,6 @@ def _hosts(run: RunView) -> dict[int, str]:
     return dict(hosts.select("rank", "host").iter_rows())
 
 
-def _host_names(ranks: Sequence[int], size: int | None, host_of: dict[int, str]) -> tuple[str, ...]:
-    """Return the hosts of a group, sorted; none when that of some member is not known."""
-    if size is None or len(ranks) < size or any(rank not in host_of for rank in ranks):
-        return ()
-    return tuple(sorted({host_of[rank] for rank in ranks}))
-
-
-def _groups(
-    sums: pl.DataFrame, groups: pl.DataFrame, host_of: dict[int, str], run: RunView, settings: Settings
-) -> pl.DataFrame:
-    """Return table `groups`, the longest transfer first."""
-    of_group = {row["group_id"]: row for row in groups.iter_rows(named=True)}
-    device = _device(run)
-    link = device.link_gbs if device else None
-    curve = run.joined.get("bandwidth_curve")
-    whole = (
-        sums.group_by(_KEY)
-        .agg(
-            pl.col("instances", "partial", "bytes_total", "wait_ns", "transfer_ns", "untold", "untold_ns").sum(),
-            transfer_p50_ns=pl.col("transfer_p50_ns").median().round().cast(pl.Int64),
-        )
-        .sort(_KEY)
-    )
-    rows = []
-    for row in whole.iter_rows(named=True):
-        group = of_group[row["group_id"]]
-        size = 2 if row["op"] in ("send", "recv", "send_recv") else group["size"]
-        matched = row["instances"] > 0
-        total = row["bytes_total"] if matched else (row["bytes"] or 0) * row["untold"]
-        ns = row["transfer_ns"] if matched else row["untold_ns"]
-        algbw = bandwidth.gbs(total, ns) if row["bytes"] else None
-        factor = bandwidth.bus_factor(row["op"], size) if size else None
-        busbw = algbw * factor if algbw is not None and factor is not None else None
-        hosts = len(_host_names(group["ranks"], group["size"], host_of)) or None
-        line = nccl = measured = None
-        if size and hosts:
-            line = bandwidth.line_rate_gbs(row["op"], size, min(hosts, size), link, settings.nic_gbs)
-            nccl = bandwidth.nccl_gbs(device) if hosts == 1 else None
-        if curve is not None and row["bytes"]:
-            measured = bandwidth.ceiling_gbs(curve, row["op"], row["bytes"])
-        rows.append(
-            {
-                "group": group["group"], "ranks": group["ranks"] or group["members"], "role": group["role"],
-                "op": row["op"], "size": size, "hosts": hosts, "bytes": row["bytes"],
-                "count": row["instances"] if matched else row["untold"],
-                "wait_ns": row["wait_ns"] if matched else None, "transfer_ns": row["transfer_ns"] if matched else None,
-                "transfer_p50_ns": row["transfer_p50_ns"],
-                "algbw_gbs": algbw, "busbw_gbs": busbw,
-                "line_rate_gbs": line, "share_of_line_rate": _ratio(busbw, line),
-                "nccl_gbs": nccl, "share_of_nccl": _ratio(busbw, nccl),
-                "ceiling_gbs": measured, "share_of_ceiling": _ratio(busbw, measured),
-                "lower_bound": not matched or row["partial"] > 0,
-                "untold": row["untold"], "untold_ns": row["untold_ns"],
-            }
-        )  # fmt: skip
-    found = pl.DataFrame(rows, schema=_GROUPS_SCHEMA)
-    order = pl.coalesce("transfer_ns", "untold_ns")
-    return found.sort(order, "group", "ranks", "op", "bytes", descending=[True, False, False, False, False])
-
-
-_NOT_INTEGERS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
-    "group": pl.String, "role": pl.String, "op": pl.String, "ranks": pl.List(pl.Int32), "lower_bound": pl.Boolean,
-}  # fmt: skip
-_GROUPS_SCHEMA: Final = {
-    name: pl.Float64 if name.endswith("_gbs") or name.startswith("share_") else _NOT_INTEGERS.get(name, pl.Int64)
-    for name in GROUPS
-}
-
-
-def _ratio(part: float | None, whole: float | None) -> float | None:
-    return part / whole if part is not None and whole else None
-
-
 def _device(run: RunView) -> hardware.Device | None:
     """Return the device of the run when all its ranks have the same known one."""
     names = run.ranks.select("device_name", "device_memory_bytes").unique().sort("device_name").rows()
@@ -241,7 +168,7 @@ def _device(run: RunView) -> hardware.Device | None:
 def _cells(sums: pl.DataFrame, groups: pl.DataFrame, host_of: dict[int, str]) -> pl.DataFrame:
     """Return what slowlinks.compare wants: instances with all members present, on which data really moved."""
     spread: dict[int, int | None] = {
-        row["group_id"]: len(_host_names(row["ranks"], row["size"], host_of)) or None
+        row["group_id"]: len(host_names(row["ranks"], row["size"], host_of)) or None
         for row in groups.select("group_id", "ranks", "size").iter_rows(named=True)
     }
     host = pl.col("low_rank", "high_rank").replace_strict(host_of, default=None, return_dtype=pl.String)
@@ -292,7 +219,7 @@ def _links(links: pl.DataFrame, groups: pl.DataFrame, host_of: dict[int, str]) -
                 "group": group["group"],
                 "role": row["role"],
                 "ranks": ranks,
-                "host_names": list(_host_names(ranks, 2 if pair else group["size"], host_of)),
+                "host_names": list(host_names(ranks, 2 if pair else group["size"], host_of)),
                 **{name: row[name] for name in _LINK_COLUMNS if name in row},
                 "group_id": row["group_id"],
             }

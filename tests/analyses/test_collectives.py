@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from inmemory import MemoryRank, rows, run_view, steps
 
+from tracetool.grouprates import COLUMNS
 from tracetool.join.groups import unify
 from tracetool.join.match import match
 from tracetool.join.summary import sums, worst
@@ -123,7 +124,7 @@ ONE_HOST = dict.fromkeys(range(8), "a")
 def test_waiting_is_no_bandwidth() -> None:
     result = _ask(*_healthy(), hosts=ONE_HOST)
     table = result.tables["groups"]
-    assert table.columns == list(collectives.GROUPS)
+    assert table.columns == list(COLUMNS)
     first = table.row(0, named=True)
     assert (first["count"], first["wait_ns"], first["transfer_ns"]) == (6, 30_000, 60_000)
     assert first["algbw_gbs"] == first["busbw_gbs"] == MB / 10_000
