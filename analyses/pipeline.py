@@ -70,17 +70,17 @@ def per_rank(rank: RankView, facts: Tables, _settings: Settings) -> Tables:
     if windows is None or not windows.height:
         return {}
     gpu = (
-        rank.table("gpu", ["event", "start_ns", "dur_ns", "kind", "launch_start_ns", "launch_end_ns"])
+        rank.table("gpu", ["event", "start_ns", "dur_ns", "kind", "launch_start_ns", "launch_end_ns", "step", "phase"])
         .with_columns(end_ns=pl.col("start_ns") + pl.col("dur_ns"))
         .sort(["start_ns", "dur_ns", "event"], descending=[False, True, False])
     )
-    named = rank.table("comms", ["event", "op"]).with_columns(pl.col("op").cast(pl.String))
+    named = rank.table("comms", ["event", "op", "group"]).with_columns(pl.col("op").cast(pl.String))
     comm = split(gpu.filter(pl.col("kind") == "comm"), facts.get("waits")).join(
         named, on="event", how="left", maintain_order="left"
     )
     if "role" not in comm.columns:
         comm = comm.with_columns(role=pl.lit(None, pl.String))
-    comm = stage_collectives(comm, rank.table("slots", ["launch_start_ns", "launch_end_ns"]))
+    comm = stage_collectives(comm, rank.table("slots", ["step", "iteration", "launch_start_ns", "launch_end_ns"]))
     sends = comm.filter("sends")
     spans = {
         "compute": gpu.filter(pl.col("kind") == "compute"),

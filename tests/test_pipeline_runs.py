@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import polars as pl
 import pytest
@@ -158,6 +158,14 @@ def test_without_comm_arguments_the_pipeline_is_still_measured() -> None:
     found = answered(SMALL.replace(pp=3), comm_args=False, host_names=True)
     assert found.pipeline.metrics["schedule"] == "1f1b"
     assert_bubbles(found, 1e-9)
+
+
+@pytest.mark.parametrize("dp_mode", ["ddp", "zero1", "fsdp"])
+def test_collectives_without_arguments_are_told_from_those_that_span_stages(
+    dp_mode: Literal["ddp", "zero1", "fsdp"],
+) -> None:
+    config = Config(pp=3, dp=2, tp=2, microbatches=4, dp_mode=dp_mode, recompute=dp_mode == "fsdp")
+    assert_bubbles(answered(config, comm_args=False, host_names=True), 1e-9)
 
 
 def test_stages_on_hosts_that_only_sends_connect_are_compared_through_their_slots() -> None:

@@ -24,8 +24,8 @@ def rank(*activities: tuple[Any, ...], waits: list[tuple[int, int | None, str]],
     tables = {
         "gpu": gpu(*activities),
         "steps": steps((3, 0, 1000)),
-        "comms": rows("comms", 0, ("event", "op", "start_ns", "dur_ns", "track", "name"),
-                      *((event, op, 0, 1, 0, "nccl") for event, op in ops.items())),
+        "comms": rows("comms", 0, ("event", "op", "start_ns", "dur_ns", "track", "name", "group"),
+                      *((event, op, 0, 1, 0, "nccl", "7") for event, op in ops.items())),
         "slots": rows("slots", 0, ("iteration", "piece", "kind", "microbatch", "start_ns", "end_ns", "launch_start_ns",
                                    "launch_end_ns", "kernels", "source"), (3, 0, "F", 0, 0, 300, 0, 50, 2, "launch")),
     }  # fmt: skip

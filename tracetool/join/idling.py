@@ -29,19 +29,33 @@ PHASES: Final = ("warm_up", "steady", "cool_down")
 def stage_collectives(comm: pl.DataFrame, slots: pl.DataFrame) -> pl.DataFrame:
     """Add to each communication `inside`: a collective of one stage, and `sends`: a send or receive of the pipeline.
 
-    `comm`: role (null: not known), op, launch_start_ns. A collective whose role does not say it is inside its stage
-    when it was launched in the middle of a slot, as `slots` (launch_start_ns, launch_end_ns) tell.
+    `comm`: role (null: not known), op, group (null: not recorded), step, phase, launch_start_ns; `slots`: step,
+    iteration, launch_start_ns, launch_end_ns. What spans stages (gradient norm, tied embeddings) comes after the last
+    slot of a step. So a collective of unknown role, or of one that was not recorded but taken for it, is taken to be
+    inside its stage when the autograd thread launched it, or anyone before the last slot of its step was launched.
     """
-    known = pl.col("role").is_in(STAGE_ROLES).fill_null(False)
-    undecided = pl.col("role").is_null() | (pl.col("role") == "other")
+    recorded = pl.col("group").is_not_null()
+    known = pl.col("role").is_in(STAGE_ROLES).fill_null(False) & recorded
+    undecided = pl.col("role").is_null() | (pl.col("role") == "other") | ~recorded
     launched = pl.coalesce("launch_start_ns", pl.lit(-1, pl.Int64))
-    points = comm.select(start_ns=launched, end_ns=launched + 1)
-    spans = slots.select(start_ns="launch_start_ns", end_ns=pl.col("launch_end_ns") + 1)
-    within = intervals.covered(points, spans) > 0
-    p2p = pl.col("op").is_in(["send", "recv", "send_recv"])
+    spans = slots.group_by("iteration").agg(
+        pl.col("step").first(),
+        start_ns=pl.col("launch_start_ns").min(),
+        end_ns=pl.col("launch_end_ns").max() + 1,
+    )
+    within = intervals.covered(comm.select(start_ns=launched, end_ns=launched + 1), spans) > 0
+    ends = spans.drop_nulls("step").select("step", last="end_ns").unique("step", keep="any")
+    in_backward = pl.col("phase").cast(pl.String).is_in(["backward", "recompute"]).fill_null(False)
+    p2p = pl.col("op").is_in(["send", "recv", "send_recv"]).fill_null(False)
     sends = (pl.col("role") == "pp").fill_null(False)
-    return comm.with_columns(
-        inside=(known | (undecided & ~p2p & within & pl.col("launch_start_ns").is_not_null())) & ~sends, sends=sends
+    early = (pl.col("launch_start_ns") < pl.col("last")).fill_null(False)
+    return (
+        comm.with_columns(within=within)
+        .join(ends, on="step", how="left", maintain_order="left")
+        .with_columns(
+            inside=(known | (undecided & ~p2p & (pl.col("within") | early | in_backward))) & ~sends, sends=sends
+        )
+        .drop("within", "last")
     )
 
 
