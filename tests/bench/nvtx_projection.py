@@ -2,9 +2,10 @@
 
     python tests/bench/nvtx_projection.py [ranges] [launches]
 
-Two rows: the sweep that the Nsight parser labels NCCL kernels with, and the tree that a rank's derivation builds (it
-links every launch to its ranges). Reference for such a sweep on 2 cores: 4.53 s and 1.49 GB; interval joins took over
-20 minutes or ran out of memory at similar sizes.
+Three rows: the sweep that the Nsight parser labels NCCL kernels with, the tree that a rank's derivation builds (it
+links every launch to its ranges), and the span of GPU work of every range, as nsys projects it. Each is measured at a
+quarter, a half and all of the size: CPU seconds should double. Reference for such a sweep on 2 quiet cores: 4.53 s and
+1.49 GB; interval joins took over 20 minutes or ran out of memory at similar sizes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import polars as pl
 
 from tracetool.derive import tree
 from tracetool.nvtx import innermost
+from tracetool.rangepaths import projections
 
 THREADS = 4
 CHILDREN = 9
@@ -62,20 +64,29 @@ def by_tree(table: pl.DataFrame, points: pl.DataFrame) -> int:
     return int((tree.parents(thread, start, end, level, called)[called] >= 0).sum())
 
 
+def by_projection(table: pl.DataFrame, points: pl.DataFrame) -> int:
+    """Project kernels of 1 µs onto the ranges they were launched in, and return how many ranges launched any."""
+    work = points.select(launch_track="thread", launch_start_ns="at_ns", start_ns=pl.col("at_ns") + 500)
+    spans = projections(table.rename({"thread": "track"}), work.with_columns(end_ns=pl.col("start_ns") + 1_000))
+    return spans["projected_ns"].count()
+
+
 def main() -> None:
-    """Print seconds and the peak of memory so far, method by method."""
-    ranges, launches = (int(word) for word in (*sys.argv[1:], "5000000", "2000000")[:2])
-    table, points = made(ranges, launches)
-    for name, method in (("sweep", lambda *t: innermost(*t).count()), ("tree", by_tree)):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        start = time.perf_counter()
-        found = method(table, points)
-        seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        sys.stdout.write(
-            f"{name}: {ranges:,} ranges × {launches:,} launches: {seconds:.2f} s, peak {peak / 1e6:.2f} GB "
-            f"({before / 1e6:.2f} GB before), {found:,} launches inside a range\n"
-        )
+    """Print seconds and the peak of memory so far, method by method, small sizes first."""
+    whole = [int(word) for word in sys.argv[1:3]] or [5_000_000, 2_000_000]
+    methods = {"sweep": lambda *t: innermost(*t).count(), "tree": by_tree, "projection": by_projection}
+    for part in (4, 2, 1):
+        ranges, launches = (size // part for size in whole)
+        table, points = made(ranges, launches)
+        for name, method in methods.items():
+            start, cpu = time.perf_counter(), time.process_time()
+            found = method(table, points)
+            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            sys.stdout.write(
+                f"{name}: {ranges:,} ranges × {launches:,} launches: {seconds:.2f} s, CPU {cpu:.2f} s, "
+                f"peak so far {peak / 1e6:.2f} GB, {found:,} found\n"
+            )
 
 
 if __name__ == "__main__":
