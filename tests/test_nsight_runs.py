@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from simulator import Config, simulate
 from simulator.record import BASE_UNIX_NS
-from simulator_nsight import Range, write
+from simulator_nsight import Call, Capture, Graph, Kernel, Range, write
 from simulator_nsight.bridge import capture_of
 
 from tracetool import open_run
@@ -237,3 +237,34 @@ def test_the_users_step_range_and_no_steps(renamed: Path) -> None:
     nothing = opened(renamed, Settings(step_range="^no such$"))
     assert nothing.view.steps["step"].to_list() == [None]
     assert nothing.view.quality["topic"].to_list()[:1] == ["no_step_ranges"]
+
+
+def test_layers_by_path_and_graphs_of_a_program_with_its_own_ranges(tmp_path: Path) -> None:
+    pid, ms = 144, 1_000_000
+    capture = Capture(processes={pid: "python3"})
+    for k in range(2):
+        at = 100 * ms * k
+        for text, start, end in (
+            ("iteration {}", 0, 99), ("forward", 1, 60), ("layer 0", 2, 20), ("layer 1", 21, 40), ("mlp", 22, 30),
+        ):  # fmt: skip
+            capture.ranges.append(Range(pid, pid, at + start * ms, at + end * ms, text.format(k + 7)))
+        for number, (launch, start, end) in enumerate(((3, 10, 14), (23, 30, 35), (35, 50, 51))):
+            correlation = 10 * k + number + 1
+            capture.calls.append(Call(pid, pid, at + launch * ms, at + launch * ms + 1000, correlation))
+            capture.kernels.append(Kernel(pid, 0, 7, at + start * ms, at + end * ms, correlation, "gemm"))
+        capture.calls.append(Call(pid, pid, at + 50 * ms, at + 51 * ms, 10 * k + 9, "cudaGraphLaunch_v10000"))
+        capture.graphs.append(Graph(pid, 0, 7, at + 60 * ms, at + 90 * ms, 10 * k + 9, 5))
+    run = opened(write(tmp_path / "r.sqlite", capture))
+    assert run.view.steps["step"].to_list() == [7, 8]
+    found = run.results["phases"].tables["paths"]
+    assert found.select("path", "calls", "gpu_ns", "projected_ns").rows() == [
+        ("forward", 2, 2 * 40 * ms, 2 * 80 * ms),
+        ("forward / layer 1", 2, 2 * 6 * ms, 2 * 21 * ms),
+        ("forward / layer 1 / mlp", 2, 2 * 5 * ms, 2 * 5 * ms),
+        ("forward / layer 0", 2, 2 * 4 * ms, 2 * 4 * ms),
+    ]
+    (finding,) = [f for f in run.findings if f.id == "kernels.graph_replays"]
+    assert finding.severity == "warning"
+    assert "--cuda-graph-trace=node" in finding.advice
+    assert finding.recoverable_ns_per_step is None
+    assert run.results["kernels"].metrics["graph_share"] == 0.75
