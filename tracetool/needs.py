@@ -63,7 +63,8 @@ NEEDS: Final[dict[str, Need]] = {
         "input_dims",
         None,
         "no operator shapes in the traces",
-        "Record with torch.profiler.profile(record_shapes=True).",
+        "Record with torch.profiler.profile(record_shapes=True); under nsys run the steps inside "
+        "torch.autograd.profiler.emit_nvtx(record_shapes=True).",
     ),
     "memory": Need(
         "counters",
