@@ -270,11 +270,27 @@ def _all_inside(state: State, edges: tuple[Edge, ...], missing: Sequence[int]) -
         counts.update((group, True, lane.oldest) for lane in by_rank.values() if lane.oldest is not None)
     operation = min(counts, key=lambda op: (-counts[op], op))
     members = state.groups[operation[0]].ranks
+    if not state.groups[operation[0]].listed and members != state.world:
+        return _unlisted(state, edges, operation)
     if set(members) - state.known:
         why = (f"Of the {len(members)} ranks of the group, {len(set(members) - state.known)} left no dump.",)
         return Diagnosis("unknown", (), "low", why, operation, edges)
     why = ("Every member has launched it and none has completed it: the network, or all GPUs, stand still.",)
     return Diagnosis("all_inside", (), "low" if missing else "medium", why, operation, edges)
+
+
+def _unlisted(state: State, edges: tuple[Edge, ...], operation: Operation) -> Diagnosis:
+    """Name the ranks that have nothing in flight while all others wait in groups whose members nobody lists."""
+    waiting = {rank for side in (state.lanes, state.p2p) for by in side.values() for rank in by if _flying(state, rank)}
+    rest = tuple(sorted(state.idle - waiting))
+    hidden = f"No source lists the ranks of group {state.groups[operation[0]].name}"
+    if rest and len(rest) <= max(1, len(state.world) // 8) and set(state.world) == waiting | set(rest):
+        why = (
+            f"All ranks but {rank_text(rest)} wait in some operation.",
+            f"{hidden}: that they wait for it is likely.",
+        )
+        return Diagnosis("never_launched", rest, "low", why, operation, edges)
+    return Diagnosis("unknown", (), "low", (f"{hidden}: who is missing in it cannot be told.",), operation, edges)
 
 
 def _latecomers(state: State) -> tuple[tuple[int, ...], Operation, float] | None:
