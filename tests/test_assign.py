@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tracetool.assign import assign, choose, gaps, nameless, ranges, renumbered
+from tracetool.assign import assign, choose, gaps, nameless, ranges, renumbered, strangers
 from tracetool.discover import Source
 from tracetool.errors import UsageError
 from tracetool.read import RankSummary, SourceReport
@@ -167,3 +167,12 @@ def test_numbered_ranks_recorded_one_after_the_other_are_iterations() -> None:
     chosen, note = choose(1, [claim for claim in claims if claim.rank == 1], Settings())
     assert chosen[0].name == "b"
     assert "the last of 2 iterations" in note
+
+
+def test_ranks_that_cannot_be_of_one_job_are_told() -> None:
+    claims = assign([_report("a", 0, unix=(0, 100)), _report("b", 1, unix=(50, 150)), _report("c", 9, unix=(900, 950))])
+    chosen = {claim.rank: [claim] for claim in claims}
+    notes = strangers(chosen, 2)
+    assert notes[0].startswith("ranks 9 do not exist in a job of 2")
+    assert notes[1].startswith("ranks 9 were recorded at another time")
+    assert strangers({rank: chosen[rank] for rank in (0, 1)}, 2) == []

@@ -107,6 +107,13 @@ def test_summary(tracetool: Callable[..., Command], sample: Path) -> None:
     assert "2 of 8 ranks traced" in out
 
 
+def test_a_pattern_that_matches_nothing_is_refused(tracetool: Callable[..., Command], sample: Path) -> None:
+    code, _, err = tracetool("summary", sample, "--step-range", "nosuch")
+    assert (code, "matches no range" in err) == (2, True)
+    code, _, err = tracetool("summary", sample, "--rank-regex", "nosuch([0-9]+)")
+    assert (code, "matches no path" in err) == (2, True)
+
+
 def test_sql(tracetool: Callable[..., Command], sample: Path) -> None:
     query = "select rank, count(*) as n from gpu where kind = 'memset' group by rank order by rank limit 2"
     code, out, _ = tracetool("sql", sample, query, "--format", "csv")
@@ -145,6 +152,7 @@ def test_lists_of_what_there_is(tracetool: Callable[..., Command]) -> None:
         (["report", "empty", "--engine", "threads"], 4, "no trace"),
         (["report", "empty", "--step-range", "("], 2, "--step-range"),
         (["report", "empty", "-o", "absent/x.html"], 2, "no directory"),
+        (["report", "empty", "--md", "-", "--json", "-"], 2, "both want stdout"),
         (["report", "cut.json"], 4, "cut.json"),
         (["nonsense"], 2, ""),
         (["report"], 2, ""),
@@ -208,7 +216,7 @@ def test_every_error_raised_on_purpose_has_its_exit_code(
         raise TracetoolError("a sentence")
 
     monkeypatch.setattr(cli, "_opened", interrupted)
-    assert tracetool("summary", sample)[0] == 130
+    assert tracetool("summary", sample)[::2] == (130, "tracetool: interrupted\n")
     monkeypatch.setattr(cli, "_opened", failed)
     assert tracetool("summary", sample)[::2] == (1, "tracetool: a sentence\n")
 

@@ -151,7 +151,7 @@ def said(made: Report) -> str:
 
 
 def test_the_verdict_names_the_two_largest_causes_or_none() -> None:
-    assert "Reduce-scatter 1 is not hidden behind compute (up to 410 ms, 10.2 % of the step); then" in said(report())
+    assert "Reduce-scatter 1 is not hidden behind compute (up to 410 ms, 10.2 % of the step). Second:" in said(report())
     assert said(report(findings=())).startswith("Nothing above 1 % of the step stands out.")
     assert said(report(results={})).startswith("None of the questions")
     worthwhile = [finding(1, ns=400_000_000, severity="info"), finding(2, ns=4_000, severity="info")]
@@ -271,3 +271,12 @@ def test_no_name_of_an_analysis_collides_with_the_pages_own_ids() -> None:
     ids = attributes(render_html(report(results=dict.fromkeys(names, Result()))), "id")
     assert set(names) <= set(ids)
     assert len(ids) == len(set(ids))
+
+
+def test_a_place_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    with pytest.raises(UsageError, match=r"x\.html cannot be written: Permission denied"):
+        write(tmp_path / "x.html", "text")

@@ -15,7 +15,7 @@ from tracetool import units
 from tracetool.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tracetool.read import RankSummary, SourceReport
     from tracetool.settings import Settings
@@ -173,6 +173,28 @@ def gaps(ranks: Sequence[int], world: int) -> list[str]:
     if not missing:
         return []
     return [f"no trace of {len(missing)} of {len(expected)} ranks: {ranges(missing)}"]
+
+
+def strangers(chosen: Mapping[int, Sequence[Claim]], world: int) -> list[str]:
+    """Say what speaks against these ranks being of one job: other world sizes, ranks beyond it, other times."""
+    notes = []
+    sizes = {rank: claim.summary.world_size for rank, claims in chosen.items() for claim in claims}
+    stated = sorted({size for size in sizes.values() if size})
+    if len(stated) > 1:
+        notes.append(f"the traces state world sizes {', '.join(map(str, stated))}: are they of one job?")
+    if world and (beyond := [rank for rank in chosen if rank >= world]):
+        notes.append(f"ranks {ranges(beyond)} do not exist in a job of {world}: are the traces of one job?")
+    spans = {
+        rank: (claims[0].summary.first_unix_ns, claims[0].summary.last_unix_ns)
+        for rank, claims in chosen.items()
+        if claims and claims[0].summary.first_unix_ns is not None and claims[0].summary.last_unix_ns is not None
+    }
+    if spans:
+        middle = sorted(spans.values())[len(spans) // 2]
+        apart = [rank for rank, span in spans.items() if span[0] > middle[1] or span[1] < middle[0]]
+        if apart:
+            notes.append(f"ranks {ranges(apart)} were recorded at another time than the rest: are they of one run?")
+    return notes
 
 
 def ranges(numbers: Sequence[int]) -> str:

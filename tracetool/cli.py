@@ -81,6 +81,8 @@ def report(
     """Analyze a run and write the HTML report: the main job."""
     from tracetool import report as reports
 
+    if json == "-" and md == "-":
+        raise UsageError("--json - and --md - both want stdout; give one of them a file")
     files = [str(output), *(name for name in (json, md) if name and name != "-")]
     for name in files:
         reports.refuse_overwrite(Path(name), force=force)
@@ -367,7 +369,7 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False)
     except typer.Abort:
-        sys.exit(EXIT_INTERRUPTED)
+        code = EXIT_INTERRUPTED
     except TracetoolError as error:
         print(f"tracetool: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -390,6 +392,8 @@ def main() -> NoReturn:
             file=sys.stderr,
         )
         sys.exit(EXIT_DEFECT)
+    if code == EXIT_INTERRUPTED:
+        print("tracetool: interrupted", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 

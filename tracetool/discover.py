@@ -100,8 +100,10 @@ def discover(run: str, settings: Settings) -> Discovery:
             )
         )
     if not sources:
-        seen = f"; {len(ignored)} files of no known format were seen, such as {ignored[0]}" if ignored else ""
+        seen = f"; not read: {'; '.join(ignored[:3])}" if ignored else ""
         raise NothingReadable(f"{legible(run)}: no trace found{seen}. `tracetool formats` lists what can be read.")
+    if pattern and not any(source.rank_source == "option" for source in sources):
+        raise UsageError(f"--rank-regex {settings.rank_regex!r} matches no path, such as {sources[0].display}")
     kept = _one_iteration(sources, settings)
     left = sorted({source.iteration for source in sources if source not in kept} - {None}, key=str)
     if left:

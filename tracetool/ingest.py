@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tracetool import registry, store
 from tracetool.anonymize import anonymize
-from tracetool.assign import Claim, assign, choose, gaps, nameless, ranges, renumbered
+from tracetool.assign import Claim, assign, choose, gaps, nameless, ranges, renumbered, strangers
 from tracetool.discover import Discovery, Source, discover
 from tracetool.engine import in_order
 from tracetool.errors import NothingReadable, UsageError
@@ -119,6 +119,7 @@ def _assemble(run: str, found: Discovery, reports: Sequence[SourceReport], setti
         (claim.summary.world_size or 0 for claims in by_rank.values() for claim in claims), default=0
     )
     notes += gaps(everyone, world)
+    notes += strangers(chosen, world)
     if settings.ranks is not None and (absent := sorted(set(settings.ranks) - set(everyone))):
         notes.append(f"no trace of the chosen ranks {ranges(absent)}")
     features = {
@@ -130,6 +131,8 @@ def _assemble(run: str, found: Discovery, reports: Sequence[SourceReport], setti
         there = sorted({step for claims in chosen.values() for claim in claims for step in claim.summary.steps})
         have = f"there are steps {ranges(there)}" if there else "the traces have no step ranges"
         raise UsageError(f"no step {ranges(settings.steps)} in {run}; {have}")
+    if settings.step_range and features["events"] and not steps["step"].count():
+        raise UsageError(f"--step-range {settings.step_range!r} matches no range in {run}; `phases` lists the ranges")
     ranks = (
         pl.concat([_identity(handle, claims[0]) for handle, claims in zip(handles, chosen.values(), strict=True)])
         if handles

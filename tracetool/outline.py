@@ -108,14 +108,16 @@ def verdict(report: Report) -> list[Piece]:
         return [Piece("None of the questions could be answered from these traces; each says why below.")]
     causes = [finding for finding in report.findings if matters(finding)][:2]
     unasked = len(report.results) - len(answered)
-    if not causes:
+    if not causes and not report.run.features.get("gpu", (0,)):
+        pieces = [Piece("There is no GPU activity in the traces, so where the step time went cannot be told.")]
+    elif not causes:
         pieces = [Piece("Nothing above 1 % of the step stands out.")]
     else:
         priced = any(cause.recoverable_ns_per_step is not None for cause in causes)
         pieces = [Piece("Largest cause of lost time: " if priced else "Most serious: ")]
         for number, cause in enumerate(causes):
             if number:
-                pieces.append(Piece("; then "))
+                pieces.append(Piece(". Second: "))
             pieces.append(Piece(clean(cause.title).rstrip("."), anchor(cause, report.findings)))
             if amount := gain(cause):
                 share = gain_share(cause)
@@ -151,7 +153,7 @@ def facts(report: Report) -> list[str]:
     world = known["world_size"]
     devices = ", ".join(clean(device) for device in known["devices"]) or "device not recorded"
     of_world = f" of {world}" if world else ""
-    found = [f"{devices}", f"{len(ranks)}{of_world} ranks traced" if len(ranks) != 1 else f"1{of_world} rank traced"]
+    found = [f"{devices}", f"{len(ranks)}{of_world} {'rank' if len(ranks) == 1 and not world else 'ranks'} traced"]
     if known["steps"]:
         found.append(f"steps {', '.join(ranges(known['steps'])[:4])}")
     else:
@@ -170,6 +172,17 @@ def missing_ranks(report: Report) -> list[str]:
     return ranges([rank for rank in range(report.run.world_size or 0) if rank not in present])
 
 
+def quality_notes(report: Report) -> list[str]:
+    """Return every sentence on the quality of the data: of the run, of its files, of what was derived."""
+    of_files = [
+        f"{clean(path)}: {clean(note)}"
+        for path, notes in report.run.sources.select("path", "notes").iter_rows()
+        for note in notes or ()
+    ]
+    topics = [clean(note) for note in quality_topics(report.run)["note"].to_list()]
+    return [*(clean(note) for note in report.run.notes), *of_files, *topics]
+
+
 def quality_word(report: Report) -> tuple[str, str]:
     """Return how far the data can be trusted, in a word and half a sentence."""
     sources = report.run.sources
@@ -180,9 +193,5 @@ def quality_word(report: Report) -> tuple[str, str]:
     if absent:
         world = report.run.world_size or 0
         return "Partial", f"{report.run.ranks.height} of {world} ranks traced"
-    notes = (
-        quality_topics(report.run).height
-        + len(report.run.notes)
-        + sum(len(kept) for kept in sources["notes"].to_list() if kept)
-    )
+    notes = len(quality_notes(report))
     return "Complete", f"{notes} note{'' if notes == 1 else 's'}" if notes else "nothing dropped or repaired"

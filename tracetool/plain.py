@@ -26,6 +26,7 @@ from tracetool.outline import (
     headlines,
     missing_ranks,
     name,
+    quality_notes,
     quality_word,
     sections,
     verdict,
@@ -165,13 +166,17 @@ def render_terminal(report: Report, *, color: bool, width: int) -> str:
     _terminal_findings(console, report)
     word, note = quality_word(report)
     console.print(Text.assemble("Data quality: ", (word, "bold"), f", {note}"))
-    for said in report.run.notes[:TERMINAL_NOTES]:
-        console.print(Text(f"  {said}"))
-    if len(report.run.notes) > TERMINAL_NOTES:
-        console.print(Text(f"  {len(report.run.notes) - TERMINAL_NOTES} more notes in the report"))
-    unasked = [section.title for section in sections(report) if section.result.status == "skipped"]
-    if unasked:
-        console.print(Text(f"Not answered: {', '.join(unasked)}", style="dim"))
+    said = quality_notes(report)
+    for note in said[:TERMINAL_NOTES]:
+        console.print(Text(f"  {note}"))
+    if len(said) > TERMINAL_NOTES:
+        console.print(Text(f"  … and {len(said) - TERMINAL_NOTES} more in the report"))
+    skipped = [section for section in sections(report) if section.result.status == "skipped"]
+    if len(skipped) == len(report.results):
+        for section in skipped:
+            console.print(Text(f"{section.title}: {clean(section.result.reason)}", style="dim"))
+    elif skipped:
+        console.print(Text(f"Not answered: {', '.join(section.title for section in skipped)}", style="dim"))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 

@@ -37,6 +37,8 @@ def refuse_overwrite(path: Path, *, force: bool) -> None:
         raise UsageError(f"{path} exists; --force overwrites it")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no directory {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: {path.parent} is not writable; name another file with -o")
 
 
 def write(path: Path, text: str, *, force: bool = False) -> None:
@@ -45,7 +47,10 @@ def write(path: Path, text: str, *, force: bool = False) -> None:
     Raises UsageError when the file exists and `force` is not given.
     """
     refuse_overwrite(path, force=force)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}; name another file with -o") from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(text.encode())
