@@ -296,9 +296,9 @@ class _Case:
         """Return mean lateness of each rank, and what others waited for it per step, ns; measured, aligned."""
         if self.job is None:
             return {}, {}
-        nodes = self.job.nodes.filter((pl.col("kind") == COMM) & pl.col("told")).select(
-            "rank", "group_id", "instance", "aligned_ns"
-        )
+        nodes = self.job.nodes.filter(
+            (pl.col("kind") == COMM) & pl.col("told") & pl.col("instance").is_not_null()
+        ).select("rank", "group_id", "instance", "aligned_ns")
         key = ["group_id", "instance"]
         seen = nodes.with_columns(
             late=pl.col("aligned_ns") - pl.col("aligned_ns").median().over(key),
@@ -365,7 +365,9 @@ class _Case:
         )
         typical = comm["value_ns"].to_numpy().astype(float)
         medians = comm.select(pl.col("value_ns").median().over("role", "op", "size", "bytes")).to_series().to_numpy()
-        label = comm.select(pl.format("{} {}", "role", "op")).to_series().to_numpy()
+        # what slots brought together belongs to the pipeline, though no group was matched
+        labels = comm.select(pl.format("{} {}", pl.col("role").fill_null("pp"), pl.col("op").fill_null("unknown")))
+        label = labels.to_series().to_numpy()
         moved = (job.kind == COMM) & job.told
         for name in sorted(set(label[moved].tolist())):
             mine = moved & (label == name)

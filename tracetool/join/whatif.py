@@ -31,7 +31,8 @@ class Links(NamedTuple):
 
 def links(job: Job, host_of: dict[int, str]) -> Links:
     """Return the communicators of a job, slow ones marked, by the transfers that the replay uses."""
-    comm = np.flatnonzero((job.kind == COMM) & job.told)
+    matched = job.nodes["instance"].is_not_null().to_numpy()
+    comm = np.flatnonzero((job.kind == COMM) & job.told & matched)
     nodes = job.nodes[comm].select("group_id", "instance", "op", "bytes", "step", "value_ns", "rank")
     key = ["group_id", "instance"]
     p2p = pl.col("op").is_in(["send", "recv", "send_recv"])
