@@ -234,7 +234,7 @@ def test_the_users_step_range_and_no_steps(renamed: Path) -> None:
     whole = opened(renamed, Settings(ignore_steps=True)).view.steps
     assert whole["step"].to_list() == [None]
     assert halves["end_ns"].max() == whole["end_ns"].item()
-    with pytest.raises(UsageError, match="--step-range .* matches no range"):
+    with pytest.raises(UsageError, match=r"--step-range .* matches no range"):
         opened(renamed, Settings(step_range="^no such$"))
 
 
