@@ -42,11 +42,11 @@ def segment_rank(job: SegmentJob) -> Tables:
     schema = {"event": pl.Int64, "instance": pl.Int64, "group_id": pl.Int32}
     instances = pl.concat([pl.DataFrame(schema=schema), *matched]).unique("event", keep="first", maintain_order=True)
     messages = [
-        pl.scan_parquet(path).select("event", "sent_ns").collect()
+        pl.scan_parquet(path).select("event", "sent_ns", "sent_by").collect()
         for path in sorted(Path(job.folder, "pipeline").glob(f"p*/r{job.rank.rank}-sends.parquet"))
-        if "sent_ns" in pl.read_parquet_schema(path)
+        if "sent_by" in pl.read_parquet_schema(path)
     ]
-    sent = pl.concat([pl.DataFrame(schema={"event": pl.Int64, "sent_ns": pl.Int64}), *messages])
+    sent = pl.concat([pl.DataFrame(schema={"event": pl.Int64, "sent_ns": pl.Int64, "sent_by": pl.Int32}), *messages])
     instances = instances.join(
         sent.unique("event", keep="first", maintain_order=True), on="event", how="full", coalesce=True
     )

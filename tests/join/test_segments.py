@@ -9,7 +9,9 @@ from inmemory import MemoryRank, gpu, rows, steps
 
 from tracetool.join.segments import COMM, COMPUTE, COPY, HOST, segments
 
-NONE = pl.DataFrame(schema={"event": pl.Int64, "group_id": pl.Int32, "instance": pl.Int64, "sent_ns": pl.Int64})
+NONE = pl.DataFrame(
+    schema={"event": pl.Int64, "group_id": pl.Int32, "instance": pl.Int64, "sent_ns": pl.Int64, "sent_by": pl.Int32}
+)
 
 
 def rank(
@@ -55,7 +57,7 @@ def test_compute_between_communications_is_one_node_and_they_order_each_other() 
         [7, 7, 9, 7, 7],
     )
     waits = rows("waits", 0, ("event", "wait_end_ns"), (2, 230), role="dp", basis="symmetric")
-    instances = pl.DataFrame([(2, 4, 11, None)], schema=NONE.schema, orient="row")
+    instances = pl.DataFrame([(2, 4, 11, None, None)], schema=NONE.schema, orient="row")
     found = segments(made, {"waits": waits}, instances)
     columns = ("kind", "start_ns", "end_ns", "value_ns", "group_id", "instance", "told", "event")
     assert found["nodes"].select(columns).rows() == [

@@ -75,8 +75,10 @@ def test_structure_windows_and_bubbles_of_a_small_pipeline() -> None:
 
 def test_slots_tell_until_when_sends_and_receives_waited() -> None:
     found = both()
-    # the last two columns: until when it waited, and when its input had been made, the same unless it came later
-    assert found.waits.rows() == [(0, 3, 1420, 1420), (0, 4, 1690, 1690), (1, 1, 100, 100), (1, 3, 420, 200)]
+    # until when it waited; when its input had been made, the same unless it came later; and by whom
+    assert found.waits.rows() == [
+        (0, 3, 1420, 1420, 1), (0, 4, 1690, 1690, 1), (1, 1, 100, 100, 0), (1, 3, 420, 200, 0)
+    ]  # fmt: skip
     moved = found.slots.drop_nulls("transfer_ns").select("rank", "kind", "microbatch", "transfer_ns", "serial")
     assert moved.rows() == [
         (0, "B", 0, 10, True), (0, "B", 1, 10, True), (1, "F", 0, 20, None), (1, "F", 1, 10, True)

@@ -92,12 +92,7 @@ class Job:
     def _make_graph(self, meets: Ints) -> None:
         """Make the graph; bring sends and receives without a recorded peer together first."""
         nodes, value = self.nodes, self.values.value
-        pipeline_of = {
-            rank: number
-            for number, ranks in enumerate(self.groups.filter(pl.col("role") == "pp")["ranks"].to_list())
-            for rank in ranks
-        }
-        found = messages(nodes, self.aligned_end, (self.pred, self.node), pipeline_of)
+        found = messages(nodes, self.aligned_end, (self.pred, self.node))
         if len(found.receive):
             told, meets = self.told.copy(), np.where(found.meeting >= 0, found.meeting + meets.max() + 1, meets)
             told[found.receive] = True

@@ -1,7 +1,7 @@
 """Sends and receives whose peers nobody recorded, brought together by what they carry.
 
-The slots of a pipeline tell of a receive which slot's output it brings, and so when that had been made (sent_ns). The
-node that ended then, on another rank of the pipeline, is the sender's; the send that follows it is the receive's other
+The slots of a pipeline tell of a receive which slot's output it brings, and so when and where that had been made. The
+node that ended then on that rank is the sender's; the send that follows it is the receive's other
 side. A kernel may send one message and receive another: kernels that share messages meet as one.
 """
 
@@ -32,33 +32,28 @@ class Messages(NamedTuple):
     """By node: number of the meeting it belongs to, −1 for none."""
 
 
-def messages(nodes: pl.DataFrame, ends: Floats, edges: tuple[Ints, Ints], pipeline_of: dict[int, int]) -> Messages:
+def messages(nodes: pl.DataFrame, ends: Floats, edges: tuple[Ints, Ints]) -> Messages:
     """Return who brings what.
 
-    `nodes`: rank, kind, op, instance, sent_aligned_ns in order of their numbers; `ends`: their ends on the same clock;
-    `edges`: (pred, node); `pipeline_of`: number of each rank's pipeline.
+    `nodes`: rank, kind, op, instance, sent_aligned_ns, sent_by in order of their numbers; `ends`: their ends on the
+    same clock; `edges`: (pred, node).
     """
     numbered = nodes.select(
-        "rank",
-        "kind",
-        "op",
-        "instance",
-        "sent_aligned_ns",
+        *("rank", "kind", "op", "instance", "sent_by"),
         number=pl.int_range(pl.len(), dtype=pl.Int64),
         end=pl.Series(ends),
-    ).with_columns(
-        pipeline=pl.col("rank").replace_strict(pipeline_of, default=None, return_dtype=pl.Int64),
         sent=pl.col("sent_aligned_ns").cast(pl.Float64),
     )
-    receives = numbered.filter(pl.col("sent").is_not_null() & pl.col("instance").is_null()).sort("sent")
-    made = numbered.filter((pl.col("kind") == COMPUTE) & pl.col("pipeline").is_not_null()).sort("end")
+    brought = pl.col("sent").is_not_null() & pl.col("sent_by").is_not_null() & pl.col("instance").is_null()
+    receives = numbered.filter(brought).sort("sent")
+    made = numbered.filter(pl.col("kind") == COMPUTE).sort("end")
     found = (
-        receives.select("number", "rank", "pipeline", "sent")
+        receives.select("number", "sent", maker="sent_by")
         .join_asof(
-            made.select("pipeline", "end", source="number", maker="rank"), left_on="sent", right_on="end",
-            by="pipeline", strategy="nearest", tolerance=float(_SAME_NS), check_sortedness=False,
+            made.select("end", source="number", maker="rank"), left_on="sent", right_on="end", by="maker",
+            strategy="nearest", tolerance=float(_SAME_NS), check_sortedness=False,
         )
-        .filter(pl.col("source").is_not_null() & (pl.col("maker") != pl.col("rank")))
+        .filter(pl.col("source").is_not_null())
         .sort("number")
     )  # fmt: skip
     follows = pl.DataFrame({"source": edges[0], "send": edges[1]})

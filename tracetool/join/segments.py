@@ -63,11 +63,13 @@ NODES: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "launch_ns": pl.Int64,
     "told": pl.Boolean,
     "sent_ns": pl.Int64,
+    "sent_by": pl.Int32,
     "event": pl.Int64,
 }
 """Nodes of a rank in its own clock. value_ns: work, transfer, or host time after the GPU was waited for. launch_ns: end
-of its first launch call's latency; told: waiting is known; sent_ns: when the slot ended whose output a receive without
-recorded peer brings, as the pipeline's slots tell; event: its first activity (−1: the start of the trace)."""
+of its first launch call's latency; told: waiting is known; sent_ns, sent_by: when, and on which rank, the slot ended
+whose output a receive without recorded peer brings, as the pipeline's slots tell; event: its first activity (−1: the
+start of the trace)."""
 EDGES: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "rank": pl.Int32,
     "pred": pl.Int64,
@@ -82,7 +84,7 @@ the node that comes before what was launched then."""
 def segments(rank: RankView, facts: Tables, instances: pl.DataFrame) -> Tables:
     """Return `nodes` (NODES) and `edges` (EDGES) of one rank.
 
-    `facts` holds `waits`; `instances` has event, group_id, instance, sent_ns of its communications.
+    `facts` holds `waits`; `instances` has event, group_id, instance, sent_ns, sent_by of its communications.
     """
     gpu = _activities(rank, facts, instances)
     if not gpu.height:
@@ -109,7 +111,10 @@ def _activities(rank: RankView, facts: Tables, instances: pl.DataFrame) -> pl.Da
         .join(comms, on="event", how="left", maintain_order="left")
         .join(known, on="event", how="left", maintain_order="left")
         .join(
-            instances.select("event", "group_id", "instance", "sent_ns"), on="event", how="left", maintain_order="left"
+            instances.select("event", "group_id", "instance", "sent_ns", "sent_by"),
+            on="event",
+            how="left",
+            maintain_order="left",
         )
         .sort("track", "start_ns", "end_ns", "event")
     )
@@ -328,6 +333,7 @@ def _tables(
             "value_ns": np.concatenate([np.maximum(0, host.end - gone), value]),
             "launch_ns": np.concatenate([host.start, lane.ready[heads]]),
             "sent_ns": pl.concat([pl.Series([None] * hosts, dtype=pl.Int64), first["sent_ns"].cast(pl.Int64)]),
+            "sent_by": pl.concat([pl.Series([None] * hosts, dtype=pl.Int32), first["sent_by"].cast(pl.Int32)]),
             "told": np.concatenate([np.ones(hosts, bool), told | ~comm]),
             "event": np.concatenate([np.full(hosts, -1), first["event"].to_numpy()]),
         }

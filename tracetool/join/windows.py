@@ -395,8 +395,8 @@ def _waits(
     """Return until when sends and receives without a peer waited, and how long each slot's input moved.
 
     The first has rank, event, wait_end_ns and, not clamped to the kernel, sent_ns (when the last of the slots had ended
-    whose output it brings) in the rank's own clock; the second rank, iteration, kind, microbatch,
-    virtual, transfer_ns, received_ns (start of the receive in the rank's own clock).
+    whose output it brings) in the rank's own clock, and sent_by, the rank of that slot; the second rank, iteration,
+    kind, microbatch, virtual, transfer_ns, received_ns (start of the receive in the rank's own clock).
     """
     waits: list[pl.DataFrame] = []
     moved: list[pl.DataFrame] = []
@@ -412,7 +412,8 @@ def _waits(
             )
             waits.append(found)
             moved.append(held)
-    schema = {"rank": pl.Int32, "event": pl.Int64, "wait_end_ns": pl.Int64, "sent_ns": pl.Int64}
+    schema = {"rank": pl.Int32, "event": pl.Int64, "wait_end_ns": pl.Int64}
+    schema |= {"sent_ns": pl.Int64, "sent_by": pl.Int32}
     keys = {name: linked.schema[name] for name in ("rank", "iteration", "kind", "microbatch", "virtual")}
     return (
         pl.concat(waits).sort("rank", "event") if waits else pl.DataFrame(schema=schema),
@@ -451,7 +452,7 @@ def _of_rank(
         .with_columns(nth=pl.int_range(pl.len(), dtype=pl.Int64).over("at"), received=pl.len().over("at"))
         .select("at", "nth", "received", "iteration", "piece", "kind", "microbatch", "virtual")
         .join(
-            sent.drop("rank", "source_rank"),
+            sent.drop("rank"),
             on=["iteration", "piece", "kind", "microbatch", "virtual"],
             how="left",
             maintain_order="left",
@@ -477,6 +478,7 @@ def _of_rank(
         .agg(
             wait_end_ns=pl.when(pl.col("w").is_not_null().all()).then(pl.col("w").max()),
             sent_ns=pl.col("own_sent").max(),
+            sent_by=pl.col("source_rank").sort_by("own_sent", nulls_last=False).last().cast(pl.Int32),
         )
         .drop_nulls("wait_end_ns")
         .sort("event")
