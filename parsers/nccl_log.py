@@ -217,9 +217,11 @@ def _collectives(seen: lines.Seen, rank_of: dict[lines.Process, int], source: st
         group = timeout.group or work.get((timeout.rank, timeout.seq))
         guessed += group is None
         op = operation(timeout.op)
+        p2p = op in {"send", "recv"}  # its number counts the group's sends and receives
+        numbers = (None, timeout.seq) if p2p else (timeout.seq, None)
         rows.append(
             (
-                timeout.rank, timeout.line, group or "0", timeout.seq, None, op in {"send", "recv"}, op, timeout.op,
+                timeout.rank, timeout.line, group or "0", *numbers, p2p, op, timeout.op,
                 None, timeout.in_elems, timeout.out_elems, None, None, True, timeout.timeout_ms * 1_000_000,
             )
         )  # fmt: skip

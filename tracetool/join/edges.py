@@ -92,6 +92,7 @@ def _p2p_edges(state: State, flying: Sequence[_Half]) -> list[Edge]:
 def _queue_edges(state: State, flying: Sequence[_Half]) -> list[Edge]:
     """Return edges from each rank's first operation in flight to ranks that launched it behind another of theirs."""
     rows = state.ops.filter("in_flight", pl.col("group_id").is_not_null(), pl.col("number").is_not_null())
+    rows = rows.filter(~pl.col("rank").is_in(list(state.unordered)))
     first: dict[int, tuple[int, Operation]] = {}
     places: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
     for rank, record, group, is_p2p, number in rows.select(
@@ -109,6 +110,8 @@ def _queue_edges(state: State, flying: Sequence[_Half]) -> list[Edge]:
                     edges.append(Edge(waiter, target, group, False, number, "queued"))
     posted = {half.key(): half for half in flying}
     for half in flying:
+        if half.rank in state.unordered or half.peer in state.unordered:
+            continue
         other = posted.get(half.mirror())
         if other and first[half.rank][1] == (half.group, True, half.number):
             record, operation = first[half.peer]

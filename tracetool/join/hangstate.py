@@ -65,6 +65,8 @@ class State:
     """rank, group (name), group_id: which group a rank means by a name."""
     lossy: frozenset[int]
     """Ranks whose ring buffer lost operations in flight: their oldest one is known from counters at best."""
+    unordered: frozenset[int] = frozenset()
+    """Ranks of which only a log tells: the order of its lines is not the order of launches."""
 
 
 def rank_text(ranks: Iterable[int]) -> str:
@@ -154,6 +156,7 @@ def gather(parts: Mapping[str, pl.DataFrame], incomplete: frozenset[str], world_
         stale=tuple(stale),
         keys=keys,
         lossy=lossy,
+        unordered=known - recorders,
     )
 
 
