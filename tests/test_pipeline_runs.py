@@ -34,6 +34,7 @@ class Answered(NamedTuple):
     budget: list[dict[str, Any]]
     slots: pl.DataFrame
     findings: Sequence[Finding]
+    notes: Sequence[str]
 
 
 def answered(config: Config, ranks: list[int] | None = None, **files: Any) -> Answered:  # noqa: ANN401 - options of the writer
@@ -43,8 +44,9 @@ def answered(config: Config, ranks: list[int] | None = None, **files: Any) -> An
         with open_run(directory, engine="serial", cache="off") as opened:
             pipeline, budget = opened.results["pipeline"], opened.results["budget"]
             slots = opened.view.joined.get("pipeline_slots", pl.DataFrame())
-            findings = opened.priced([pipeline])
-    return Answered(run.truth(ranks, joined=True), pipeline, budget.tables["per_rank_step"].to_dicts(), slots, findings)
+            findings, notes = opened.priced([pipeline]), opened.view.notes
+    rows = budget.tables["per_rank_step"].to_dicts()
+    return Answered(run.truth(ranks, joined=True), pipeline, rows, slots, findings, notes)
 
 
 def assert_bubbles(found: Answered, within: float) -> None:
@@ -232,6 +234,32 @@ def test_a_stage_in_the_middle_says_what_it_can() -> None:
     assert found.pipeline.metrics["schedule"] == "1f1b"
     assert found.pipeline.tables["per_rank_step"].height == 0
     assert found.pipeline.tables["slots"].height > 0
+
+
+NAMELESS: dict[str, Any] = {"comm_args": False, "host_names": True, "pg_config": False}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL.replace(pp=4, microbatches=6),
+        SMALL.replace(pp=4, microbatches=4, dp=2, chunks=2, schedule="interleaved_1f1b", **TORCH),
+    ],
+    ids=["1f1b by its warm-up", "ranges that name the stages"],
+)
+def test_slots_alone_put_a_pipeline_together_that_no_group_tells_of(config: Config) -> None:
+    found = answered(config, **NAMELESS)
+    assert found.pipeline.metrics["schedule"] == config.schedule
+    assert found.pipeline.metrics["stages"] == config.pp
+    assert_slots(found)
+    assert_bubbles(found, 1e-9)
+    assert any("no group of the pipeline was recorded" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
+def test_ranks_that_might_be_several_pipelines_are_not_guessed_at(schedule: str) -> None:
+    found = answered(SMALL.replace(pp=3, dp=1 + (schedule == "1f1b"), schedule=schedule), **NAMELESS)
+    assert found.pipeline.reason.startswith("no pipeline group")
 
 
 @pytest.mark.parametrize("config", [Config(pp=1), Config(pp=1, dp=1, tp=1), Config(pp=1, dp=2, cp=2)])

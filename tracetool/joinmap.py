@@ -8,7 +8,7 @@ waits need a common clock are gone through once more.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -284,7 +284,9 @@ def join(
 
     reports = in_order([pool.submit(match_group, job) for job in jobs], matched)
     if not reports:
-        return Joined(tables={"groups": groups, **curve}, notes=adopted.notes)
+        return _without_groups(
+            Joined(tables={"groups": groups, **curve}, notes=adopted.notes), ranks, hosts.drop("assumed"), folder, pool
+        )
     samples = pl.concat([report.samples for report in reports])
     pairs = pl.concat([report.pairs for report in reports])
     clocks = solve(samples, hosts.drop("assumed"), pairs)
@@ -335,6 +337,27 @@ def join(
             *pipelines.notes,
         ),
     )
+
+
+def _without_groups(
+    joined: Joined, ranks: Sequence[StoredRank], hosts: pl.DataFrame, folder: Path, pool: Executor
+) -> Joined:
+    """Return what is joined of a run whose groups nobody recorded: its pipelines, if their slots tell them."""
+    import polars as pl  # noqa: PLC0415 - keeps `--help` fast
+
+    from tracetool.join.clocks import SAMPLE_SCHEMA, solve  # noqa: PLC0415 - same
+
+    nothing, groups = pl.DataFrame(schema=SAMPLE_SCHEMA), joined.tables["groups"]
+    clocks = solve(nothing, hosts)
+    clocks = solve(nothing, hosts, pairs_by_slots(ranks, groups, clocks, folder, pool))
+    pipelines = join_pipelines(ranks, groups, clocks, folder, pool)
+    if not pipelines.tables:
+        return joined
+    clocks.ranks.write_parquet(folder / "clock.parquet")
+    store.write_manifest(folder, [])
+    tables = {**joined.tables, "clocks": clocks.ranks, **pipelines.tables}
+    notes = (*joined.notes, *clocks.notes, *pipelines.notes)
+    return replace(joined, tables=tables, folder=str(folder), notes=notes)
 
 
 def _jobs(

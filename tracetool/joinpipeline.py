@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from tracetool.join.clocks import Clocks
-    from tracetool.join.windows import Replica
+    from tracetool.join.windows import Replica, Structure
     from tracetool.store import StoredRank
     from tracetool.tables import Tables
 
@@ -40,6 +40,8 @@ class PipelineJob(NamedTuple):
     """Of each member the files with the waits of its sends and receives."""
     clocks: Clocks
     target: str
+    guessed: bool = False
+    """No group tells that these ranks are one pipeline: their slots have to."""
 
 
 class Pipelines(NamedTuple):
@@ -71,8 +73,32 @@ def replicas_of(groups: pl.DataFrame) -> list[tuple[tuple[int, ...], tuple[int, 
     return sorted((ranks, tuple(sorted(traced)), tuple(sorted(ids))) for ranks, (traced, ids) in found.items())
 
 
+def guessed_replicas(
+    ranks: Sequence[StoredRank],
+) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    """Return (ranks, traced ranks, no groups) of pipelines that no group tells of.
+
+    Ranges name the virtual stages of a rank: the n-th rank of each stage make replica n, where every stage has as many.
+    Without ranges all ranks with slots may be one pipeline; its order has to prove it.
+    """
+    firsts: dict[int | None, list[int]] = {}
+    for rank in ranks:
+        found = rank.table("slots", ["stage"])["stage"]
+        if len(found):
+            least = found.min() if not found.null_count() else None
+            firsts.setdefault(least if isinstance(least, int) else None, []).append(rank.rank)
+    sizes = {len(mine) for mine in firsts.values()}
+    if None in firsts:
+        lone = [tuple(sorted(firsts[None]))] if len(firsts) == 1 else []
+    else:
+        whole = len(sizes) == 1 and sorted(stage or 0 for stage in firsts) == list(range(len(firsts)))
+        lone = list(zip(*(sorted(firsts[stage]) for stage in sorted(firsts)), strict=True)) if whole else []  # type: ignore[type-var]  # no None left
+    return [(mine, tuple(sorted(mine)), ()) for mine in lone if len(mine) > 1]
+
+
 def _jobs(ranks: Sequence[StoredRank], groups: pl.DataFrame, clocks: Clocks, folder: Path) -> list[PipelineJob]:
     by_number = {rank.rank: rank for rank in ranks}
+    told = replicas_of(groups)
     return [
         PipelineJob(
             number=number,
@@ -84,8 +110,9 @@ def _jobs(ranks: Sequence[StoredRank], groups: pl.DataFrame, clocks: Clocks, fol
             ),
             clocks=clocks,
             target=str(folder / _FOLDER / f"p{number}"),
+            guessed=not told,
         )
-        for number, (everyone, traced, ids) in enumerate(replicas_of(groups))
+        for number, (everyone, traced, ids) in enumerate(told or guessed_replicas(ranks))
     ]
 
 
@@ -122,6 +149,11 @@ def join_pipelines(
     for one in found:
         for note in one.notes:
             notes[note] = notes.get(note, 0) + 1
+    if jobs[0].guessed and not structures:
+        return Pipelines({}, ())
+    if jobs[0].guessed:
+        note = "no group of the pipeline was recorded: its ranks are put together by their slots"
+        notes[note] = len(structures)
     rows = [{**row, "ranks": list(row["ranks"])} for row in structures]
     tables = {
         "pipeline": pl.DataFrame(rows, schema=_schema()),
@@ -146,15 +178,25 @@ def _schema() -> dict[str, pl.DataType | type[pl.DataType]]:
 
 def join_replica(job: PipelineJob) -> Replica:
     """Put one replica together and write the facts of its ranks. Runs in a worker."""
-    from tracetool.join.windows import replica  # noqa: PLC0415 - workers only
+    from tracetool.join.windows import Replica, replica  # noqa: PLC0415 - workers only
 
     slots, transfers = _read(job)
     made = replica(job.number, job.ranks, slots, transfers, job.clocks)
+    if job.guessed and not _proven(made.structure):
+        return Replica(None)
     with store.new_folder(Path(job.target)) as folder:
         for name, table in zip(_FACTS, (made.windows, made.bubbles, made.waits), strict=True):
             for (rank,), mine in table.partition_by("rank", as_dict=True, maintain_order=True).items():
                 mine.write_parquet(folder / f"r{rank}-{name}.parquet", compression="lz4", statistics=False)
     return made
+
+
+def _proven(structure: Structure | None) -> bool:
+    """Say whether slots alone prove that these ranks are one pipeline: by their names, or by the warm-up of 1F1B."""
+    if structure is None:
+        return False
+    by_order = structure.schedule == "1f1b" and structure.exact and (structure.microbatches or 0) > 1
+    return structure.source == "pp" or by_order
 
 
 def replica_pairs(job: PipelineJob) -> pl.DataFrame:
@@ -176,8 +218,27 @@ def _read(job: PipelineJob) -> tuple[pl.DataFrame, pl.DataFrame]:
         mine = member.table("slots")
         steps = member.table("steps", ["step"])["step"].drop_nulls()
         slots.append(mine.filter(pl.col("step").is_null() | pl.col("step").is_in(steps.implode())))
-        transfers.append(_transfers(member, files))
+        transfers.append(_nameless(member) if job.guessed else _transfers(member, files))
     return pl.concat(slots), pl.concat(transfers)
+
+
+def _nameless(member: StoredRank) -> pl.DataFrame:
+    """Return the rank's sends and receives without a recorded group, join.windows.TRANSFER_SCHEMA."""
+    import polars as pl  # noqa: PLC0415 - workers only
+
+    from tracetool.join.windows import TRANSFER_SCHEMA  # noqa: PLC0415 - same
+
+    forward = pl.col("phase").cast(pl.String).is_in(["backward", "recompute"]).not_().fill_null(True)
+    launches = member.table("gpu", ["event", "launch_start_ns", "phase"]).filter(
+        pl.col("launch_start_ns").is_not_null() & forward
+    )
+    return (
+        member.table("comms", ["rank", "event", "op", "group", "start_ns", "dur_ns"])
+        .filter(pl.col("group").is_null() & pl.col("op").cast(pl.String).is_in(["send", "recv", "send_recv"]))
+        .join(launches, on="event", how="inner", maintain_order="left")
+        .with_columns(end_ns=pl.col("start_ns") + pl.col("dur_ns"), basis=pl.lit("unknown"))
+        .select(pl.col(name).cast(dtype) for name, dtype in TRANSFER_SCHEMA.items())
+    )
 
 
 def _transfers(member: StoredRank, files: Sequence[str]) -> pl.DataFrame:
@@ -214,13 +275,19 @@ def pipeline_facts(folder: str, rank: int, waits: pl.DataFrame | None) -> Tables
     for name in ("windows", "bubbles"):
         if read[name]:
             facts[name] = conform(name, pl.concat(read[name])).sort("start_ns", "end_ns")
-    if waits is not None and read["sends"]:
+    if read["sends"]:
         told = pl.concat(read["sends"]).select("event", by_slots="wait_end_ns").unique("event", keep="first")
-        facts["waits"] = waits.join(told, on="event", how="left", maintain_order="left").select(
-            "rank",
-            "event",
-            wait_end_ns=pl.coalesce("by_slots", "wait_end_ns"),
-            role="role",
-            basis=pl.when(pl.col("by_slots").is_not_null()).then(pl.lit("slots")).otherwise("basis"),
+        known = conform("waits", pl.DataFrame({"event": []}, schema={"event": pl.Int64})) if waits is None else waits
+        # what no group was recorded of is known through its slots alone
+        facts["waits"] = (
+            known.join(told, on="event", how="full", coalesce=True)
+            .select(
+                pl.col("rank").fill_null(rank),
+                "event",
+                wait_end_ns=pl.coalesce("by_slots", "wait_end_ns"),
+                role=pl.col("role").fill_null("pp"),
+                basis=pl.when(pl.col("by_slots").is_not_null()).then(pl.lit("slots")).otherwise("basis"),
+            )
+            .sort("event")
         )
     return facts
