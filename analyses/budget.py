@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from tracetool import intervals
+from tracetool.concerned import all_recorded, concerned
 from tracetool.dry import host_stretches, split
 from tracetool.figures import apportion, milliseconds, percent, quantile_ns, severity, share
 from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value
@@ -117,9 +118,18 @@ def per_rank(rank: RankView, facts: Tables, _settings: Settings) -> Tables:
             "comms": [comm.height],
             "comm_ns": [comm["dur_ns"].sum()],
             "told_ns": [comm.filter("told")["dur_ns"].sum()],
+            "unlaunched_idle_ns": [_unlaunched(cut, gpu)],
         }
     )
     return {"rows": rows, "longest": longest, "told": told}
+
+
+def _unlaunched(cut: pl.DataFrame, gpu: pl.DataFrame) -> int:
+    """Return the idle ns before activity whose launch is not in the file."""
+    following = gpu.unique("start_ns", keep="first", maintain_order=True).select("start_ns", "launch_end_ns")
+    idle = cut.filter(pl.col("bucket") == "idle").select("end_ns", "ns").sort("end_ns")
+    found = idle.join_asof(following, left_on="end_ns", right_on="start_ns", strategy="forward", coalesce=False)
+    return int(found.filter(pl.col("start_ns").is_not_null() & pl.col("launch_end_ns").is_null())["ns"].sum())
 
 
 def _spans(frame: pl.DataFrame) -> pl.DataFrame:
@@ -183,7 +193,9 @@ def analyze(parts: Tables, run: RunView, _settings: Settings) -> Result:
         headline=_headline(metrics, times, rows),
         tables=tables,
         charts=_charts(tables),
-        findings=_findings(tables, shares, apart=apart),
+        findings=_findings(
+            tables, shares, int(parts["told"]["unlaunched_idle_ns"].sum()), apart=apart, complete=all_recorded(run)
+        ),
         notes=_notes(rows, run, orphans, told_share=share(told, comm)),
     )
 
@@ -270,13 +282,15 @@ def _notes(rows: pl.DataFrame, run: RunView, orphans: pl.DataFrame, *, told_shar
         )
     if (count := int(orphans["count"].sum())) > 0:
         notes.append(
-            f"{count} GPU activities on {_count(orphans.height, 'rank')} have no launch in the file "
-            f"({milliseconds(int(orphans['ns'].sum()))}): they fill the window they run in, gaps before them are idle."
+            f"{count} GPU {'activity' if count == 1 else 'activities'} on {_count(orphans.height, 'rank')} without a "
+            f"launch in the file ({milliseconds(int(orphans['ns'].sum()))}): the time counts in the window it is in, "
+            "gaps before it are idle."
         )
     open_ends = rows.filter("open_end").height
     if 0 < open_ends < rows.height:
         notes.append(
-            f"{_count(open_ends, 'last step')} of a rank ends with the last activity launched in it: in the sums, "
+            "Nothing recorded marks where a rank's last step ends, so it is cut at the last activity launched in it: "
+            f"{_count(open_ends, 'such step')} {'counts' if open_ends == 1 else 'count'} in the sums and shares, but "
             "not in p50 and p99."
         )
     slow = [
@@ -292,7 +306,9 @@ def _notes(rows: pl.DataFrame, run: RunView, orphans: pl.DataFrame, *, told_shar
     return notes
 
 
-def _findings(tables: Tables, shares: dict[str, float | None], *, apart: bool) -> Sequence[Finding]:
+def _findings(
+    tables: Tables, shares: dict[str, float | None], unlaunched_ns: int, *, apart: bool, complete: bool
+) -> Sequence[Finding]:
     """Return what this question alone can say; communication, host and pipeline have questions of their own."""
     found = []
     if shares["memcpy"]:
@@ -306,28 +322,44 @@ def _findings(tables: Tables, shares: dict[str, float | None], *, apart: bool) -
             )
         )  # fmt: skip
     if shares["idle"]:
-        grave = severity(shares["idle"], 0.15, 0.40) if apart else "info"
-        found.append(
-            _finding(
-                tables, "idle", shares["idle"], grave,
-                title="The GPU is idle although its next work was launched, or its launch is not in the file",
-                advice="Look at what the first kernel after the longest gaps waits for: an event of another stream, a "
-                "host callback, a pipeline neighbour; record all ranks to tell these apart.",
-                confidence="low",
-                why="the trace does not say what launched work waits for" if apart
-                else "without the other ranks a pipeline bubble looks the same",
-            )
-        )  # fmt: skip
+        found.append(_idle(tables, shares["idle"], unlaunched_ns, apart=apart, complete=complete))
     if shares["sync_wait"]:
         found.append(
             _finding(
                 tables, "sync_wait", shares["sync_wait"], "info",
                 title="Ranks wait in collectives for others to arrive",
-                advice="See stragglers for who arrives last and why; balance the work of the ranks.",
+                advice="See the questions stragglers, for who arrives last and why, and collectives, for the calls "
+                "that wait longest; balance the work of the ranks.",
                 confidence="medium", why="waiting is cut from matched communication; who causes it is not told here",
             )
         )  # fmt: skip
     return found
+
+
+def _idle(tables: Tables, part: float, unlaunched_ns: int, *, apart: bool, complete: bool) -> Finding:
+    """Return the finding about idle time: what the trace says of the work that ends the gaps decides its words.
+
+    It is a warning at most: what launched work waits for is not in a trace.
+    """
+    total = int(tables["per_rank_step"]["idle_ns"].sum())
+    lost = 2 * unlaunched_ns > total
+    if lost:
+        title = "The GPU is idle before work whose launch is not in the file"
+        advice = "Record CPU activity too and start recording a step earlier, so that the launches are in the file."
+        why = "without the launch, a late host and work that waits look the same"
+    else:
+        title = "The GPU is idle although its next work was launched: it waits for an event"
+        advice = "Look at what the first kernel after the longest gaps waits for: an event of another stream, a host "
+        advice += "callback, a pipeline neighbour" + ("." if complete else "; record all ranks to tell these apart.")
+        why = "the trace does not say what launched work waits for"
+        if not apart:
+            why = "waiting for other ranks is not told apart, and a pipeline bubble looks the same"
+    return _finding(
+        tables, "idle", part, "warning" if apart and not lost and severity(part, 0.15, 0.40) != "info" else "info",
+        title=title, advice=advice, confidence="low", why=why,
+        more=f" {percent(share(unlaunched_ns, total))} of the idle time precedes work without a launch in the file."
+        if unlaunched_ns else "",
+    )  # fmt: skip
 
 
 def _finding(
@@ -340,6 +372,7 @@ def _finding(
     advice: str,
     confidence: Confidence,
     why: str,
+    more: str = "",
 ) -> Finding:
     longest = tables["longest"].with_row_index("row").filter(pl.col("bucket") == bucket)
     saving = (
@@ -357,11 +390,12 @@ def _finding(
         analysis="budget",
         severity=grave,
         title=title,
-        detail=f"{percent(part)} of step time; the longest stretch is {milliseconds(first['ns'])} on rank "
-        f"{first['rank']}" + (f" in step {first['step']}." if first["step"] is not None else "."),
+        detail=f"On average {percent(part)} of a rank's step; the longest stretch is {milliseconds(first['ns'])} "
+        f"on rank {first['rank']}" + (f" in step {first['step']}." if first["step"] is not None else ".") + more,
         advice=advice,
         confidence=confidence,
         confidence_why=why,
         saving=saving,
         evidence=(("longest", tuple(worst["row"].to_list())),),
+        where=concerned(saving, tables["ranks"].height),
     )

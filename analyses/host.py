@@ -38,6 +38,7 @@ import numpy as np
 import polars as pl
 
 from tracetool import intervals
+from tracetool.concerned import concerned
 from tracetool.figures import milliseconds, percent, severity, share
 from tracetool.histogram import histogram, quantiles
 from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value
@@ -369,9 +370,14 @@ _TEXTS: Final = {
         "allocation calls ran while the GPU was dry",
     ),
     "launch": (
-        ("launch_call", "operator", "python"), (0.10, 0.30), "The host launches work more slowly than the GPU runs it",
+        ("launch_call", "operator"), (0.10, 0.30), "The host launches work more slowly than the GPU runs it",
         "Use torch.compile(mode='reduce-overhead') or CUDA graphs, fuse small operators, raise the micro-batch size.",
         "the GPU was dry and the next launch came late; the profiler itself slows launches down",
+    ),
+    "python": (
+        ("python",), (0.10, 0.30), "The GPU waits while the host runs Python and launches nothing",
+        "Name ranges with record_function to see what runs in the longest stretches; move it out of the step.",
+        "no operator or runtime call was recorded while the GPU was dry; the profiler slows Python down",
     ),
 }  # fmt: skip
 
@@ -401,19 +407,22 @@ def _findings(total: dict[str, int], tables: Tables, windows: pl.DataFrame) -> l
             continue
         part, rank = _worst(tables, windows, causes)
         mine = longest.filter(pl.col("cause").is_in(causes)).sort(["ns", "row"], descending=[True, False])
-        detail = f"{percent(share(ns, window))} of step time, {milliseconds(ns)} over all ranks and steps"
+        detail = (
+            f"On average {percent(share(ns, window))} of a rank's step, {milliseconds(ns)} over all ranks and steps"
+        )
         detail += f"; {percent(part)} on rank {rank}, the most." if windows["rank"].n_unique() > 1 else "."
         evidence = [("longest", tuple(mine["row"].head(5).to_list()))]
         if name == "sync":
             top = tables["sync_calls"].row(0, named=True)
-            detail += f" Most follows {top['name']} in {top['caller'] or 'no named range'} ({top['calls']} calls)."
+            detail += f" Most follows {top['name']} in {top['caller'] or 'no named range'} ({top['calls']} "
+            detail += "call)." if top["calls"] == 1 else "calls)."
             evidence.insert(0, ("sync_calls", (0,)))
         found.append(
             Finding(
                 id=f"host.{name}", analysis="host", severity=severity(part, *limits), title=title, detail=detail,
-                advice=advice, confidence="medium" if name == "launch" else "high", confidence_why=why,
+                advice=advice, confidence="medium" if name in {"launch", "python"} else "high", confidence_why=why,
                 saving=mine.select(pl.col(n).cast(t) for n, t in SAVING_SCHEMA.items()).sort("rank", "step", "at_ns"),
-                evidence=tuple(evidence),
+                evidence=tuple(evidence), where=concerned(mine, windows["rank"].n_unique()),
             )
         )  # fmt: skip
     return found

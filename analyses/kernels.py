@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from tracetool import intervals
+from tracetool.concerned import concerned
 from tracetool.figures import milliseconds, percent, severity, share
 from tracetool.histogram import histogram, quantiles
 from tracetool.kernelname import short_name
@@ -49,6 +50,8 @@ _GRAPH_LIMIT: Final = 0.02
 """Share of GPU time in graph replays from which a finding is a warning: figures then miss that much."""
 _FULL_PRECISION: Final = r"(?i)(^|_)sgemm(_|$)"
 _ELEMENTWISE: Final = r"(?i)elementwise|_functor|Functor<|CatArray|fill_kernel|copy_kernel"
+_FUSED: Final = r"(?i)multi_tensor_apply|fused|triton|inductor|reduce_kernel|_reduce_"
+"""Names that look element-wise but are fused already, or reduce."""
 _TEXTS: Final = {
     "full_precision": (
         _FULL_PRECISION,
@@ -113,9 +116,16 @@ def _starting_inside(gpu: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
     return gpu.filter(intervals.covered(at, windows) > 0)
 
 
+def _fits(cause: str, pattern: str) -> pl.Expr:
+    """Return whether a kernel's name fits a cause."""
+    name = pl.col("name").cast(pl.String)
+    fits = name.str.contains(pattern)
+    return fits & ~name.str.contains(_FUSED) if cause == "elementwise" else fits
+
+
 def _saving(windows: pl.DataFrame, gpu: pl.DataFrame, cause: str, pattern: str) -> pl.DataFrame:
     """Return half of the time, by step, in which compute kernels run whose names fit the pattern."""
-    fits = gpu.filter((pl.col("kind") == "compute") & pl.col("name").cast(pl.String).str.contains(pattern))
+    fits = gpu.filter((pl.col("kind") == "compute") & _fits(cause, pattern))
     busy = intervals.union(intervals.spans(fits))
     first = intervals.cover(windows, [busy]).filter(pl.col("layer") == 0)
     first = first.group_by("window").agg(at_ns=pl.col("start_ns").min())
@@ -213,7 +223,8 @@ def _graph_findings(graphs: pl.DataFrame, part: float | None, shown: pl.DataFram
             analysis="kernels",
             severity="warning" if part is not None and part >= _GRAPH_LIMIT else "info",
             title="CUDA graphs were recorded as a whole: their kernels are not in the trace",
-            detail=f"{replays:,} replays hold {percent(part)} of GPU time and count as compute. Communication inside "
+            detail=f"{replays:,} {'replay holds' if replays == 1 else 'replays hold'} {percent(part)} of GPU time and "
+            f"{'counts' if replays == 1 else 'count'} as compute. Communication inside "
             "them is not seen: overlap and exposed communication miss it, MFU misses their FLOPs or their coverage.",
             advice="Record with nsys profile --cuda-graph-trace=node (it costs more while recording).",
             confidence="high",
@@ -230,7 +241,7 @@ def _findings(savings: pl.DataFrame, shown: pl.DataFrame) -> list[Finding]:
     for cause, (pattern, title, advice, why, limits) in _TEXTS.items():
         mine = savings.filter(pl.col("cause") == cause)
         part = share(2 * int(mine["ns"].sum()), int(mine["window_ns"].sum()))
-        fits = shown.with_row_index("row").filter((pl.col("kind") == "compute") & pl.col("name").str.contains(pattern))
+        fits = shown.with_row_index("row").filter((pl.col("kind") == "compute") & _fits(cause, pattern))
         if not part or not fits.height:
             continue
         first = fits.row(0, named=True)
@@ -241,13 +252,16 @@ def _findings(savings: pl.DataFrame, shown: pl.DataFrame) -> list[Finding]:
                 analysis="kernels",
                 severity=severity(part, *limits),
                 title=title,
-                detail=f"{percent(part)} of step time; first {first['short_name']} with {first['count']} calls and "
+                detail=f"On average {percent(part)} of a rank's step; first {first['short_name']} with "
+                f"{first['count']:,} "
+                f"{'call' if first['count'] == 1 else 'calls'} and "
                 f"{milliseconds(first['total_ns'])}. Half of their time is taken as what a change could save.",
                 advice=advice,
                 confidence="medium" if cause == "full_precision" else "low",
                 confidence_why=why,
                 saving=saving.select(pl.col(n).cast(t) for n, t in SAVING_SCHEMA.items()).sort("rank", "step", "at_ns"),
                 evidence=(("kernels", tuple(fits["row"].head(5).to_list())),),
+                where=concerned(saving, savings["rank"].n_unique()),
             )
         )
     return found

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from tracetool import intervals
+from tracetool.concerned import all_recorded, concerned
 from tracetool.figures import milliseconds, percent, severity, share
 from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value
 
@@ -110,16 +111,21 @@ def _ops(rank: RankView, comm: pl.DataFrame, compute: pl.DataFrame) -> pl.DataFr
     """Return sums over single kernels by role, operation and group."""
     named = rank.table("comms", ["rank", "event", "op", "group", "group_desc", "group_size"])
     return (
-        comm.with_columns(overlap_ns=intervals.covered(comm, compute))
+        comm.with_columns(
+            overlap_ns=intervals.covered(comm, compute),
+            moving_exposed_ns=pl.col("end_ns")
+            - pl.col("moves_ns")
+            - intervals.covered(comm.select(pl.col("moves_ns").alias("start_ns"), "end_ns"), compute),
+        )
         .join(named, on="event", how="left", maintain_order="left")
         .with_columns(pl.col("op", "group", "group_desc").cast(pl.String), rank=pl.lit(rank.rank, pl.Int32))
         .group_by("rank", "role", "op", "group", "group_desc", "group_size")
-        .agg(count=pl.len().cast(pl.Int64), ns=pl.col("dur_ns").sum(), overlap_ns=pl.col("overlap_ns").sum())
+        .agg(pl.col("overlap_ns", "moving_exposed_ns").sum(), count=pl.len().cast(pl.Int64), ns=pl.col("dur_ns").sum())
         .sort("rank", "role", "op", "group", "group_desc", "group_size")
     )
 
 
-def analyze(parts: Tables, _run: RunView, _settings: Settings) -> Result:
+def analyze(parts: Tables, run: RunView, _settings: Settings) -> Result:
     """Put the ranks' rows together: shares of the run, by role too, and by operation."""
     rows = parts["rows"].sort("rank", "start_ns", "role", "step", maintain_order=True)
     whole = rows.filter(pl.col("role") == ALL)
@@ -145,13 +151,15 @@ def analyze(parts: Tables, _run: RunView, _settings: Settings) -> Result:
     notes = []
     if not roles:
         notes.append("Roles of the groups (dp, tp, pp, …) are not known here, so communication is shown as a whole.")
-    covering = f"of communication in {whole.height} step windows on {whole['rank'].n_unique()} ranks"
+    covering = (
+        f"of communication in {_count(whole.height, 'step window')} on {_count(whole['rank'].n_unique(), 'rank')}"
+    )
     return Result(
         metrics=metrics,
         headline=[Headline("Communication overlapped", metrics["overlap_share"], "share", 30, covering)],
         tables=tables,
         charts=_charts(tables),
-        findings=_findings(rows, tables["ops"], parts["told"], window, roles),
+        findings=_findings(rows, tables["ops"], parts["told"], window, roles, complete=all_recorded(run)),
         notes=notes,
     )
 
@@ -174,7 +182,7 @@ def _by_op(ops: pl.DataFrame) -> pl.DataFrame:
     keys = ["role", "op", "group_desc", "group_size"]
     return (
         ops.group_by(keys)
-        .agg(pl.col("count", "ns", "overlap_ns").sum())
+        .agg(pl.col("count", "ns", "overlap_ns", "moving_exposed_ns").sum())
         .with_columns(exposed_ns=pl.col("ns") - pl.col("overlap_ns"))
         .sort("exposed_ns", *keys, descending=[True, *[False] * len(keys)])
     )
@@ -199,7 +207,7 @@ def _charts(tables: Tables) -> list[Chart]:
 
 
 def _findings(
-    rows: pl.DataFrame, ops: pl.DataFrame, told: pl.DataFrame, window: int, roles: Sequence[str]
+    rows: pl.DataFrame, ops: pl.DataFrame, told: pl.DataFrame, window: int, roles: Sequence[str], *, complete: bool
 ) -> list[Finding]:
     """Return one finding a role whose data moves while nothing computes; waiting is not this question's.
 
@@ -209,10 +217,12 @@ def _findings(
     found = []
     for role in roles or [ALL]:
         mine = rows.filter((pl.col("role") == role) & (pl.col("moving_exposed_ns") > 0))
-        part = share(int(mine["moving_exposed_ns"].sum()), window)
+        moving = int(mine["moving_exposed_ns"].sum())
+        part = share(moving, window)
         if not part:
             continue
-        of_role = ops.with_row_index("row").filter((pl.col("role") == role) if roles else pl.lit(True)).head(5)
+        of_role = ops.with_row_index("row").filter((pl.col("role") == role) if roles else pl.lit(True))
+        of_role = of_role.sort("moving_exposed_ns", "row", descending=[True, False]).head(5)
         top = of_role.row(0, named=True)
         mine_told = told.filter(pl.col("role") == role) if roles else told
         sure = 2 * int(mine_told["told_ns"].sum()) > int(mine_told["ns"].sum())
@@ -223,22 +233,30 @@ def _findings(
                 id=f"overlap.exposed.{role}",
                 analysis="overlap",
                 severity=grave if role in HIDEABLE else "info",
-                title=f"{'Communication' if role == ALL else f'{role} communication'} runs with no compute beside it",
-                detail=f"{percent(part)} of step time; most of it {top['op'] or 'of unknown kind'} "
-                f"({top['count']} kernels, {milliseconds(top['exposed_ns'])} of {milliseconds(top['ns'])} exposed).",
-                advice=_advice(role),
+                title=f"{'Communication' if role == ALL else f'{role} communication'} runs with no compute beside it"
+                + ("" if sure else "; waiting for other ranks cannot be told apart"),
+                detail=f"On average {percent(part)} of a rank's step, {milliseconds(moving)} over all ranks and steps "
+                f"({'moving data, waiting left out' if sure else 'holds waiting for other ranks'}); most of it "
+                f"{top['op'] or 'of unknown kind'} ({_count(top['count'], 'kernel')}, "
+                f"{milliseconds(top['moving_exposed_ns'])}).",
+                advice=_advice(role, complete=complete),
                 confidence="high" if sure else "low",
                 confidence_why="measured on matched communication, waiting for other ranks left out"
                 if sure
                 else "waiting for other ranks could not be told apart, so less may be recoverable",
                 saving=saving.select(pl.col(n).cast(t) for n, t in SAVING_SCHEMA.items()).sort("rank", "step", "at_ns"),
                 evidence=(("ops", tuple(of_role["row"].to_list())),),
+                where=concerned(saving, rows["rank"].n_unique()),
             )
         )
     return found
 
 
-def _advice(role: str) -> str:
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _advice(role: str, *, complete: bool) -> str:
     """Return what usually hides the communication of a role."""
     known = {
         "dp": "Send gradients in buckets during the backward pass (DDP bucket_cap_mb, gradient_as_bucket_view, "
@@ -251,4 +269,8 @@ def _advice(role: str) -> str:
         "ep": "Overlap dispatch and combine with the shared expert or another micro-batch.",
         "cp": "Overlap the exchange of keys and values with attention over the blocks at hand (ring attention).",
     }
+    if complete:
+        return known.get(
+            role, "See the question collectives for the groups that carry it, and hide those behind compute."
+        )
     return known.get(role, "Record all ranks to learn which group it is and how much of it is waiting.")

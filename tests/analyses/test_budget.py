@@ -172,7 +172,7 @@ def test_step_time_is_the_median_over_ranks_and_leaves_out_open_ends() -> None:
     assert result.metrics["step_ns_p99"] == 120
     assert result.metrics["steps_compared"] == 2
     assert result.tables["steps"]["compared"].to_list() == [True, True, False]
-    assert any("ends with the last activity" in note for note in result.notes)
+    assert any("3 such steps count in the sums" in note for note in result.notes)
     assert sum(result.tables["buckets"]["mean_ns"]) == result.tables["per_rank_step"]["window_ns"].sum() // 9
 
 
@@ -200,7 +200,7 @@ def test_orphans_are_counted_and_said() -> None:
     tables = {"gpu": gpu((0, 10, "compute")), "steps": steps((None, 0, 10)), "quality": quality}
     result = ask(budget, [MemoryRank(0, tables)])
     assert result.metrics["orphans"] == 1
-    assert any("1 GPU activities" in note for note in result.notes)
+    assert any("1 GPU activity on 1 rank without a launch" in note for note in result.notes)
 
 
 def test_no_window_is_skipped_with_a_reason() -> None:

@@ -153,7 +153,8 @@ def test_a_finding_is_as_grave_as_on_the_rank_that_loses_most() -> None:
     ]
     finding = next(f for f in ask(host, [slow, *others]).findings if f.id == "host.dataloader")
     assert finding.severity == "critical"
-    assert "2.8 % of step time" in finding.detail
+    assert "On average 2.8 % of a rank's step" in finding.detail
+    assert finding.where.ranks == (0,)
     assert "27.5 % on rank 0" in finding.detail
 
 

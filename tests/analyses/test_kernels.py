@@ -6,14 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+import pytest
 from inmemory import MemoryRank, ask, gpu, steps
 
 from tracetool.settings import Settings
 from tracetool.tables import Phase, frame
 
 if TYPE_CHECKING:
-    import pytest
-
     from tracetool.results import Result
 
 kernels = import_module("tracetool.analyses.kernels")
@@ -107,3 +106,15 @@ def test_without_such_graphs_nothing_is_said_of_them() -> None:
     result = one(named("gemm", 100))
     assert (result.metrics["graph_replays"], result.metrics["graph_share"]) == (0, 0.0)
     assert result.findings == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "void multi_tensor_apply_kernel<TensorListMetadata<4>, FusedAdamMathFunctor<float, 4> >",
+        "triton_poi_fused_add_mul_0",
+        "void reduce_kernel<512, 1, ReduceOp<float, MeanOps<float>, func_wrapper_t<SumFunctor<float> > > >",
+    ],
+)
+def test_kernels_that_are_fused_already_or_reduce_are_not_called_element_wise(name: str) -> None:
+    assert not one(named(name, 900), (1, 0, 1000)).findings
