@@ -32,9 +32,9 @@ def verdict(job: Job, folder: Path) -> Result:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("fault", ["healthy", "late"])
+@pytest.mark.parametrize("fault", ["healthy", "late", "size", "type"])
 def test_watchdog_lines_alone(tmp_path: Path, fault: str, seed: int) -> None:
-    job = drawn(seed, fault, pipeline=False)
+    job = drawn(seed, fault, pipeline=seed % 2 == 1)
     metrics = verdict(job, tmp_path).metrics
     assert (metrics["cause"], metrics["culprits"]) == (job.cause, job.culprits), job.config
 
@@ -42,10 +42,9 @@ def test_watchdog_lines_alone(tmp_path: Path, fault: str, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("pipeline", [False, True])
-def test_no_innocent_with_high_confidence(tmp_path: Path, fault: str, seed: int, *, pipeline: bool) -> None:
+def test_no_innocent_is_named(tmp_path: Path, fault: str, seed: int, *, pipeline: bool) -> None:
     job = drawn(seed, fault, pipeline=pipeline)
     metrics = verdict(job, tmp_path).metrics
     accused = metrics["culprits"]
     assert isinstance(accused, tuple)
-    if set(accused) - set(job.culprits):
-        assert metrics["confidence"] != "high", (job.config, accused, job.culprits)
+    assert set(accused) <= set(job.culprits), job.config
