@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from tracetool import hardware
+from tracetool.concerned import concerned
 from tracetool.figures import milliseconds, percent, share
 from tracetool.needs import NEEDS as ALL_NEEDS
 from tracetool.rank_flops import OP_KEYS, rank_flops
@@ -34,7 +35,6 @@ from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, V
 
 if TYPE_CHECKING:
     from tracetool.registry import RankView, RunView
-    from tracetool.results import Severity
     from tracetool.settings import Settings
     from tracetool.tables import Tables
 
@@ -45,10 +45,6 @@ LATENCY_SHARE: Final = 0.1
 """Less than this of both roofs, and ..."""
 LATENCY_NS: Final = 10_000
 """... shorter than this a call: bound by latency."""
-POOR: Final = 0.25
-"""Share of attainable below which a product that costs much of the step is worth a warning."""
-MUCH: Final = 0.05
-"""Share of the step that counts as much."""
 MAX_PER_RANK: Final = 100
 MAX_ROWS: Final = 200
 MAX_FINDINGS: Final = 3
@@ -299,45 +295,67 @@ def _notes(
 
 
 def _findings(timed: pl.DataFrame, ops: pl.DataFrame, run: RunView) -> list[Finding]:
-    """Return the shapes that lose the most, as long as each loses at least a thousandth of the steps."""
+    """Return one finding an operator and bound, for its shapes that each lose a thousandth of the steps or more."""
     window = int((run.steps["end_ns"] - run.steps["start_ns"]).sum())
     worth = ops.with_row_index("row").filter(pl.col("lost_ns").is_not_null() & (pl.col("lost_ns") * 1000 >= window))
     starts = run.steps.select("rank", "step", at_ns="start_ns")
     found = []
-    for row in worth.head(MAX_FINDINGS).iter_rows(named=True):
-        mine = timed.filter(pl.all_horizontal(pl.col(key) == row[key] for key in _KEYS))
-        saving = mine.join(starts, on=["rank", "step"], nulls_equal=True).select(
-            *(pl.col(name).cast(dtype) for name, dtype in {**SAVING_SCHEMA}.items() if name != "ns"),
-            ns=pl.col("lost_ns").cast(pl.Int64),
+    for op, bound in worth.select("op", "bound").unique(maintain_order=True).head(MAX_FINDINGS).iter_rows():
+        rows = worth.filter((pl.col("op") == op) & (pl.col("bound") == bound))
+        mine = timed.join(rows.select(_KEYS), on=_KEYS, how="semi", nulls_equal=True)
+        lost = mine.group_by("rank", "step").agg(ns=pl.col("lost_ns").sum())
+        saving = lost.join(starts, on=["rank", "step"], nulls_equal=True).select(
+            pl.col(name).cast(dtype) for name, dtype in SAVING_SCHEMA.items()
         )
-        found.append(_finding(row, saving.sort("rank", "at_ns"), window))
+        found.append(_finding(rows, saving.sort("rank", "at_ns"), window, run.ranks.height))
     return found
 
 
 _ADVICE: Final = {
-    "compute": "Give it larger or better aligned sizes (multiples of 64), a narrower number format, or a fused kernel.",
     "memory": "Fuse it with its neighbours or batch more rows, so that operands are read less often.",
     "latency": "Batch or group these short calls, or capture them in a graph: launch and ramp-up dominate.",
 }
+LARGE: Final = 512
+"""From this size on a dimension no longer keeps a product from the compute roof."""
+ALIGNED: Final = 64
 
 
-def _finding(row: dict[str, object], saving: pl.DataFrame, window: int) -> Finding:
-    reached, lost = float(str(row["share_of_attainable"])), int(str(row["lost_ns"]))
-    part = lost / window
-    grave: Severity = "warning" if reached < POOR and part >= MUCH else "info"
-    bound = str(row["bound"])
+def _compute_advice(shape: str) -> str:
+    """Return what can be done about a product bound by compute: its dimensions decide."""
+    sizes = [int(size) for size in re.findall(r"\d+", shape)]
+    if any(size % ALIGNED for size in sizes if size >= ALIGNED):
+        return f"Align its sizes: pad the dimensions that are no multiples of {ALIGNED}."
+    if any(size < LARGE for size in sizes):
+        return "Give it larger sizes: batch more rows or group products; or use a narrower number format."
+    return (
+        "Its sizes are large and aligned: compare clocks and power limits with other ranks, the version of the matrix "
+        "library, and what communication runs beside it."
+    )
+
+
+def _finding(rows: pl.DataFrame, saving: pl.DataFrame, window: int, ranks: int) -> Finding:
+    """Return the finding about these shapes of one operator, the one that loses most first."""
+    row = rows.row(0, named=True)
+    bound, lost = row["bound"], int(rows["lost_ns"].sum())
+    reached = share(int(rows["attainable_ns"].sum()), int(rows["kernel_ns"].sum()))
+    worst = "; ".join(
+        f"{one['shape']} ({one['dtype']}) {percent(one['share_of_attainable'])}, {one['count']:,} "
+        f"{'call' if one['count'] == 1 else 'calls'}, {one['tflops']:.4g} TFLOP/s, {one['gbs']:.4g} GB/s"
+        for one in rows.head(3).iter_rows(named=True)
+    )
+    several = f"{rows.height} shapes, the worst " if rows.height > 1 else ""
     return Finding(
-        id="roofline." + re.sub(r"[^a-z0-9]+", "_", f"{row['op']} {row['shape']} {row['dtype']}".lower()).strip("_"),
+        id="roofline." + re.sub(r"[^a-z0-9]+", "_", f"{row['op']} {bound}".lower()).strip("_"),
         analysis="roofline",
-        severity=grave,
-        title=f"{row['op']} {row['shape']} ({row['dtype']}) reaches {percent(reached)} of the roofline",
-        detail=f"{row['count']} calls, {float(str(row['tflops'])):.4g} TFLOP/s and {float(str(row['gbs'])):.4g} GB/s, "
-        f"bound by {bound}; {percent(part)} of all step time lies above the roof.",
-        advice=_ADVICE[bound],
+        severity="info",
+        title=f"{row['op']} reaches {percent(reached)} of the roofline, bound by {bound}",
+        detail=f"{several}{worst}. On average {percent(share(lost, window))} of a rank's step lies above the roof.",
+        advice=_compute_advice(row["shape"]) if bound == "compute" else _ADVICE[bound],
         confidence="low",
         confidence_why="no kernel reaches the data-sheet roofs; the gap is exact, how much of it can be had is not",
         saving=saving,
-        evidence=(("ops", (int(str(row["row"])),)),),
+        evidence=(("ops", tuple(rows["row"].to_list())),),
+        where=concerned(saving, ranks),
     )
 
 

@@ -86,14 +86,20 @@ def test_findings_are_bounds_that_name_the_shape() -> None:
     slow = mm(8192, 4096, 4096, 2_000_000)
     fast = mm(8192, 8192, 4096, 650_000)
     result = one(slow, fast, mm(64, 64, 64, 5_000))
-    first, second = result.findings
-    assert "8192×4096×4096" in first.title
-    assert (first.severity, second.severity) == ("warning", "info")
+    (finding,) = result.findings
+    assert "8192×4096×4096" in finding.detail
+    assert (finding.severity, finding.confidence) == ("info", "low")
     ops = result.tables["ops"]
-    assert first.saving.rows() == [(0, 0, 0, ops["lost_ns"][0])]
-    assert first.evidence == (("ops", (0,)),)
-    assert first.confidence == "low"
-    assert len({finding.id for finding in result.findings}) == 2
+    rows = list(finding.evidence[0][1])
+    assert rows[0] == 0
+    assert finding.saving.rows() == [(0, 0, 0, ops["lost_ns"].gather(rows).sum())]
+    assert "clocks" in finding.advice
+
+
+@pytest.mark.parametrize(("sizes", "word"), [((8191, 4096, 4096), "Align"), ((8192, 448, 4096), "larger")])
+def test_the_advice_follows_the_dimensions(sizes: tuple[int, int, int], word: str) -> None:
+    (finding,) = one(mm(*sizes, 2_000_000)).findings
+    assert word in finding.advice
 
 
 def test_a_run_near_its_roofs_has_no_warning() -> None:
