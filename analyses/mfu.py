@@ -214,12 +214,17 @@ def _flag_notes(k: Known) -> list[str]:
     return [text for flag, text in texts.items() if flag in flags]
 
 
+def _reason(notes: list[str]) -> str:
+    """Return why a figure is empty."""
+    return next((n for n in notes if "No figure" in n or "not shown" in n or "no MFU" in n), "FLOPs are not known")
+
+
 def _headline(k: Known, metrics: dict[str, Value], notes: list[str]) -> list[Headline]:
     hfu = "hfu" if k.chosen == "mfu" else "hfu_causal"
     said = "full attention" if k.chosen == "mfu" else "causal attention"
     value = metrics[k.chosen]
     if value is None:
-        note = next((n for n in notes if "No figure" in n or "not shown" in n or "no MFU" in n), "FLOPs are not known")
+        note = _reason(notes)
     else:
         note = f"{said}, FLOPs from {metrics['flops_source']}"
         if k.job is None and k.coverage is not None:
@@ -230,8 +235,8 @@ def _headline(k: Known, metrics: dict[str, Value], notes: list[str]) -> list[Hea
     rate = metrics["tflops_per_gpu"]
     return [
         Headline("MFU", value, "share", 0, note),
-        Headline("HFU", metrics[hfu], "share", 1, f"{said}; all that ran"),
-        Headline("TFLOP/s per GPU", rate, "tflops", 2, "model FLOPs"),
+        Headline("HFU", metrics[hfu], "share", 1, _reason(notes) if metrics[hfu] is None else f"{said}; all that ran"),
+        Headline("TFLOP/s per GPU", rate, "tflops", 2, _reason(notes) if rate is None else "model FLOPs"),
     ]
 
 

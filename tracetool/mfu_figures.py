@@ -178,7 +178,13 @@ def tables_of(k: Known, metrics: dict[str, Value]) -> Tables:
     }  # fmt: skip
     value = metrics["mfu_by_convention"]
     others = tables["published"]
-    if isinstance(value, float) and not others.is_empty():
+    phases = set(k.parts["phase_time"]["phase"].drop_nulls().cast(pl.String).to_list())
+    inference = bool(phases) and not phases & {
+        "backward",
+        "optimizer",
+        "recompute",
+    }  # published figures are of training
+    if isinstance(value, float) and not others.is_empty() and not inference:
         tables["beside_published"] = pl.DataFrame(
             {
                 "mfu": [value],
