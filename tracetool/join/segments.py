@@ -18,14 +18,15 @@ What one stream waits for on another is seldom recorded. It is inferred, and onl
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 if TYPE_CHECKING:
-    from tracetool.registry import RankView
+    from collections.abc import Sequence
+
     from tracetool.tables import Tables
 
 Ints = npt.NDArray[np.int64]
@@ -81,7 +82,20 @@ EDGES: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
 the node that comes before what was launched then."""
 
 
-def segments(rank: RankView, facts: Tables, instances: pl.DataFrame) -> Tables:
+class Rank(Protocol):
+    """One rank whose tables can be read, as the registry's contract for analyses has it."""
+
+    @property
+    def rank(self) -> int:
+        """The rank's number."""
+        ...
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """Return a base or derived table of this rank, only the named columns."""
+        ...
+
+
+def segments(rank: Rank, facts: Tables, instances: pl.DataFrame) -> Tables:
     """Return `nodes` (NODES) and `edges` (EDGES) of one rank.
 
     `facts` holds `waits`; `instances` has event, group_id, instance, sent_ns, sent_by of its communications.
@@ -96,7 +110,7 @@ def segments(rank: RankView, facts: Tables, instances: pl.DataFrame) -> Tables:
     return _tables(rank.rank, gpu, lane, host, opens=opens, dependencies=(waits_for, waiter))
 
 
-def _activities(rank: RankView, facts: Tables, instances: pl.DataFrame) -> pl.DataFrame:
+def _activities(rank: Rank, facts: Tables, instances: pl.DataFrame) -> pl.DataFrame:
     columns = ["event", "track", "start_ns", "dur_ns", "kind", "launch_start_ns", "step", "phase"]
     comms = rank.table("comms", ["event", "op", "bytes", "group"]).with_columns(pl.col("op", "group").cast(pl.String))
     waits = facts.get("waits")
@@ -169,7 +183,7 @@ class _Host:
     The first stands for the beginning of the trace.
     """
 
-    def __init__(self, rank: RankView, lane: _Lane) -> None:
+    def __init__(self, rank: Rank, lane: _Lane) -> None:
         calls = (
             rank.table("events", ["start_ns", "dur_ns", "category", "name"])
             .filter(
