@@ -26,7 +26,7 @@ HEALTHY = {
 TROUBLED = {
     "host.dataloader": DATA_PARALLEL.replace(stalls=(Stall(1, 500_000, "dataloader"),)),
     "host.sync": DATA_PARALLEL.replace(stalls=(Stall(1, 300_000, "sync"),)),
-    "host.launch": DATA_PARALLEL.replace(stalls=(Stall(1, 600_000, "gc"),)),
+    "host.python": DATA_PARALLEL.replace(stalls=(Stall(1, 600_000, "gc"),)),
 }
 
 
