@@ -25,7 +25,7 @@ objects = st.lists(st.fixed_dictionaries({"name": values, "list": values}), max_
 
 
 def read(path: Path, text: str) -> tuple[list[Any], ArrayStream[Any]]:
-    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    path.write_text(text, encoding="utf-8", errors="surrogatepass", newline="")
     stream = ArrayStream[Any](
         path, "list", msgspec.json.decode, first_keys=("name",), wanted=frozenset({"before", "after"})
     )

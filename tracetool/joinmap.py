@@ -208,6 +208,8 @@ def _of_group(job: GroupJob, place: int) -> pl.DataFrame:
         member.scan("comms")
         .filter(named.fill_null(False) | bare)
         .join(member.scan("gpu").select("event", launch_ns="launch_start_ns"), on="event", how="left")
+        # one launched before the recording began lost its arguments with its launch: no group can be told
+        .filter(pl.col("group").is_not_null() | pl.col("launch_ns").is_not_null())
         .select(
             *("rank", "event", "op", "seq", "step", "start_ns", "dur_ns", "bytes", "peer", "launch_ns"),
             name=pl.when(bare).then(pl.col("name").cast(pl.String)),

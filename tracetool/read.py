@@ -259,7 +259,9 @@ def _group_uses(derived: Tables) -> list[GroupUse]:
     keys = ["group", "group_desc", "group_ranks", "group_size", "op", "phase"]
     counted = (
         comms.select("event", *text, "group_ranks", "group_size")
-        .join(derived["gpu"].select("event", pl.col("phase").cast(pl.String)), on="event", how="left")
+        .join(derived["gpu"].select("event", "launch", pl.col("phase").cast(pl.String)), on="event", how="left")
+        # one launched before the recording began lost its arguments with its launch: no group can be told
+        .filter(pl.col("group").is_not_null() | pl.col("launch").is_not_null())
         .group_by(keys)
         .agg(count=pl.len())
         .sort("group", "op", "phase", pl.col("group_ranks").list.len(), "group_desc", "count")

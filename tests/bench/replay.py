@@ -57,7 +57,8 @@ def main(ranks: int, comms: int) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     sys.stdout.write(
         f"{ranks:,} ranks × {comms:,} communications: {nodes:,} nodes, {len(pred):,} edges, "
-        f"{len(built.levels):,} levels; levels {levelled - began:.2f} s, one replay {ended - levelled:.2f} s, pointers {bound - ended:.2f} s, "
+        f"{len(built.levels):,} levels; levels {levelled - began:.2f} s, one replay {ended - levelled:.2f} s, "
+        f"pointers {bound - ended:.2f} s, "
         f"peak {peak:.2f} GiB\n"
     )
 

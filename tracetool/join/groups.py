@@ -142,7 +142,7 @@ def adopt(seen: pl.DataFrame, listed: pl.DataFrame) -> Adopted:
     for rank, op in nameless.select("rank", "op").unique().sort("rank", "op").iter_rows():
         mine = groups_of.get(rank, {})
         if any(mine.values()):
-            able = [group for group, role in mine.items() if role == _USUAL_ROLE.get(op)]
+            able = [group for group, role in mine.items() if role is not None and role == _USUAL_ROLE.get(op)]
         else:
             free = [group for group in mine if group not in named.get(rank, ())] if op in _USUAL_ROLE else []
             # the group of all ranks is always listed: it is meant only where there is no other
