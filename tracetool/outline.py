@@ -106,7 +106,9 @@ def verdict(report: Report) -> list[Piece]:
     answered = [section for section in sections(report) if section.result.status == "ok"]
     if not answered:
         return [Piece("None of the questions could be answered from these traces; each says why below.")]
-    causes = [finding for finding in report.findings if matters(finding)][:2]
+    worth = [finding for finding in report.findings if matters(finding)]
+    # what deserves a warning is a cause; the rest may be its symptom
+    causes = sorted(worth, key=lambda finding: finding.severity == "info")[:2]
     unasked = len(report.results) - len(answered)
     if not causes and not report.run.features.get("gpu", (0,)):
         pieces = [Piece("There is no GPU activity in the traces, so where the step time went cannot be told.")]
@@ -119,7 +121,7 @@ def verdict(report: Report) -> list[Piece]:
             if number:
                 pieces.append(Piece(". Second: "))
             pieces.append(Piece(clean(cause.title).rstrip("."), anchor(cause, report.findings)))
-            if amount := gain(cause):
+            if cause.recoverable_ns_per_step and (amount := gain(cause)):
                 share = gain_share(cause)
                 pieces.append(Piece(f" ({amount}{f', {share}' if share else ''})"))
         pieces.append(Piece("."))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import polars as pl
 
 from tracetool.join.price import price, step_time_ns
@@ -65,6 +67,12 @@ def test_worth_ranks_before_severity_and_an_unpriced_critical_before_all() -> No
         _finding("hang", severity="critical"),
     ]
     assert [finding.id for finding in price(found, STEPS)] == ["hang", "b", "a", "c"]
+
+
+def test_an_upper_bound_of_low_confidence_stands_behind_what_was_measured() -> None:
+    bound = replace(_finding("bound", (0, 1, 0, 900), severity="info"), confidence="low")
+    measured = _finding("measured", (0, 1, 0, 90), severity="info")
+    assert [finding.id for finding in price([bound, measured], STEPS)] == ["measured", "bound"]
 
 
 def test_without_steps_there_is_no_share() -> None:

@@ -54,6 +54,7 @@ def price(
             priced,
             key=lambda f: (
                 f.severity != "critical" or f.recoverable_ns_per_step is not None,
+                f.severity == "info" and f.confidence == "low",
                 -(f.recoverable_ns_per_step or 0),
                 _SEVERITY_ORDER[f.severity],
                 f.id,
