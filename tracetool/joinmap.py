@@ -295,7 +295,7 @@ def join(
     proven = pairs_by_slots(ranks, groups, clocks, folder, pool)
     if proven.height:
         clocks = solve(samples, hosts.drop("assumed"), pl.concat([pairs, proven]))
-    clocks.ranks.write_parquet(folder / "clock.parquet")
+    store.write_table(folder / "clock.parquet", clocks.ranks)
     later = [job for job, report in zip(jobs, reports, strict=True) if report.needs_clocks]
     reports += in_order([pool.submit(arrive_group, job, clocks) for job in later], lambda _: None)
     pipelines = join_pipelines(ranks, groups, clocks, folder, pool)
@@ -355,7 +355,7 @@ def _without_groups(
     pipelines = join_pipelines(ranks, groups, clocks, folder, pool)
     if not pipelines.tables:
         return joined
-    clocks.ranks.write_parquet(folder / "clock.parquet")
+    store.write_table(folder / "clock.parquet", clocks.ranks)
     store.write_manifest(folder, [])
     tables = {**joined.tables, "clocks": clocks.ranks, **pipelines.tables}
     notes = (*joined.notes, *clocks.notes, *pipelines.notes)

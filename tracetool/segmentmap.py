@@ -29,6 +29,8 @@ def segment_rank(job: SegmentJob) -> Tables:
     from tracetool.joinmap import facts_of  # noqa: PLC0415 - it submits this job
 
     target = Path(job.folder, f"segments-r{job.rank.rank}")
+    if target.is_dir() and not store.whole(target):
+        store.drop(target)
     if target.is_dir():
         return {name: pl.read_parquet(target / f"{name}.parquet") for name in ("nodes", "edges")}
     matched = [

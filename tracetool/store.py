@@ -190,6 +190,13 @@ def whole(folder: Path) -> bool:
         return False
 
 
+def write_table(path: Path, table: pl.DataFrame) -> None:
+    """Write one table into a folder that others may be reading: under another name, then renamed."""
+    temporary = path.parent / f".{uuid.uuid4().hex}"
+    table.write_parquet(temporary, compression="lz4")
+    temporary.replace(path)
+
+
 def drop(folder: Path) -> None:
     """Remove a damaged folder at once, if it is there: it is renamed first, so that nobody takes it for whole."""
     gone = folder.parent / f".{uuid.uuid4().hex}"
