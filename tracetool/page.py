@@ -131,8 +131,12 @@ def _render(report: Report, limits: _Limits, notes: Sequence[str]) -> str:
 
 
 def _largest(report: Report) -> dict[str, str] | None:
-    """Return the key figure of the largest single gain; None when nothing was priced."""
-    priced = [finding for finding in report.findings if finding.recoverable_ns_per_step is not None]
+    """Return the key figure of the largest single gain among those of some confidence; None when there is none."""
+    priced = [
+        finding
+        for finding in report.findings
+        if finding.recoverable_ns_per_step is not None and (finding.severity != "info" or finding.confidence != "low")
+    ]
     if not priced:
         return None
     best = max(priced, key=lambda finding: finding.recoverable_ns_per_step or 0)
