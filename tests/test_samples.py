@@ -33,7 +33,7 @@ def test_a_run_on_the_cpu_says_what_it_can(repository: Path, sample: str) -> Non
 
 def test_the_troubled_run_shows_its_troubles(repository: Path) -> None:
     run = tracetool.open_run(repository / "sample_traces" / "troubled", cache="off")
-    assert run.results["stragglers"].metrics["worst_rank"] in (2, 5)
+    assert run.results["stragglers"].metrics["worst_rank"] == 2
     named = {rank for finding in run.findings if finding.analysis == "stragglers" for rank in finding.where.ranks}
     assert named == {2, 5}
     titles = " / ".join(finding.title for finding in run.findings)
