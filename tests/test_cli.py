@@ -29,7 +29,7 @@ def tracetool(
 ) -> Callable[..., Command]:
     """Return a function that runs the command line in this process and returns (exit code, stdout, stderr)."""
     monkeypatch.setenv("TRACETOOL_CACHE", str(tmp_path / "cache"))
-    # on a busy machine a call may outlast the ten seconds after which progress speaks up; tests/test_progress.py holds that
+    # a slow call may outlast the ten seconds after which progress speaks up; test_progress.py tests that
     monkeypatch.setattr(cli, "_PROGRESS_LINE_EVERY_S", 3600)
     monkeypatch.chdir(tmp_path)
 
