@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from optables import MERGED, OpTable, load
 
 from tracetool.errors import TracetoolError
+from tracetool.join import replay
 from tracetool.join.replay import binding, graph
 
 if TYPE_CHECKING:
@@ -64,9 +65,38 @@ def test_times_are_those_of_the_definition(
         assert start[n] == (releases[n] if edge[n] < 0 else end[pred[edge[n]]] + lag[edge[n]])
 
 
-def test_a_circle_is_told() -> None:
-    with pytest.raises(TracetoolError, match="circle"):
-        graph(2, np.array([0, 1]), np.array([1, 0]))
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_circle_is_told(narrow: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001 - drawn
+    monkeypatch.setattr(replay, "_FIRST_LEVELS", 1 if narrow else 256)
+    with pytest.raises(TracetoolError, match="2 communications wait for each other in a circle"):
+        graph(3, np.array([0, 1, 2]), np.array([1, 2, 1]))
+
+
+@given(graphs())
+def test_a_narrow_graph_has_the_times_of_its_levels_to_the_last_bit(
+    case: tuple[int, list[tuple[int, int, int]], list[int], list[int], list[int]],
+) -> None:
+    nodes, edges, meets, values, releases = case
+    pred, node, lag = (np.array([e[k] for e in edges], np.int64) for k in range(3))
+    columns = np.array([values, values[::-1]]).T / 7
+    found = []
+    for first_levels in (1, 256):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(replay, "_FIRST_LEVELS", first_levels)
+            made = graph(nodes, pred, node, np.array(meets))
+        assert (made.narrow is not None) == (first_levels == 1)
+        found.append(made.replay(columns, lag / 3, np.array(releases) / 11))
+        alone = made.replay(columns[:, 0], lag / 3, np.array(releases) / 11)
+        assert np.array_equal(alone.end, found[-1].end[:, 0])
+    assert np.array_equal(found[0].start, found[1].start)
+    assert np.array_equal(found[0].end, found[1].end)
+
+
+def test_a_long_chain_is_narrow_and_a_wide_graph_is_not() -> None:
+    chain = np.arange(1_000)
+    assert graph(1_001, chain, chain + 1).narrow is not None
+    many = np.arange(100 * 300)
+    assert graph(100 * 301, many, many + 100).narrow is None
 
 
 def test_nothing_replays_to_nothing() -> None:

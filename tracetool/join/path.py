@@ -16,6 +16,7 @@ from tracetool.join.segments import COMM, COMPUTE, HOST
 
 if TYPE_CHECKING:
     from tracetool.join.job import Job
+    from tracetool.join.replay import Ints
 
 PIECES: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "step": pl.Int32,
@@ -39,29 +40,46 @@ def critical_path(job: Job) -> pl.DataFrame:
     if not len(on_gpu):
         return pl.DataFrame(schema=PIECES)
     node = int(on_gpu[np.argmax(replayed.end[on_gpu])])
-    now = float(replayed.end[node])
-    found: list[tuple[float, float, int, str, int]] = []
+    return _by_step(job, _back(job, node, arriver, held).reverse())
 
-    def piece(start: float, bucket: str, at: int) -> float:
-        if start < now:
-            found.append((start, now, int(job.rank[at]), bucket, at))
-        return min(start, now)
+
+def _back(job: Job, node: int, arriver: Ints, held: Ints) -> pl.DataFrame:
+    """Return the pieces of the path that ends with a node, the last one first: start_ns, end_ns, bucket, node.
+
+    One step back hangs on the one before: a plain loop over the nodes of the path, on lists.
+    """
+    replayed = job.base
+    held_by, source = held.tolist(), job.pred.tolist()
+    start, end, came_last = replayed.start.tolist(), replayed.end.tolist(), arriver.tolist()
+    before, bucket = job.values.before.tolist(), [_BUCKETS.get(kind, "memcpy") for kind in job.kind.tolist()]
+    starts: list[float] = []
+    ends: list[float] = []
+    buckets: list[str] = []
+    nodes: list[int] = []
+    now: float = end[node]
+
+    def piece(begin: float, kind: str, at: int) -> float:
+        if begin >= now:
+            return now
+        starts.append(begin)
+        ends.append(now)
+        buckets.append(kind)
+        nodes.append(at)
+        return begin
 
     while True:
         # a communication moves data from when its last member came; that member is what was waited for
-        came = int(arriver[node])
-        edge = int(held[came])
-        work_before = float(job.values.before[edge]) if edge >= 0 and came == node else 0.0
-        own = float(replayed.start[came]) + work_before
-        now = piece(own, _BUCKETS.get(int(job.kind[node]), "memcpy"), node)
+        came = came_last[node]
+        edge = held_by[came]
+        work_before = before[edge] if edge >= 0 and came == node else 0.0
+        now = piece(start[came] + work_before, bucket[node], node)
         if edge < 0:
-            now = piece(0.0, "idle", came)
-            break
-        node = int(job.pred[edge])
+            piece(0.0, "idle", came)
+            columns = {"start_ns": starts, "end_ns": ends, "bucket": buckets, "node": nodes}
+            return pl.DataFrame(columns, schema_overrides={"bucket": pl.String})
+        node = source[edge]
         # between the end of what came before and the launch lies the host's own time
-        now = piece(float(replayed.end[node]), "host_bound", came)
-    path = pl.DataFrame(found[::-1], schema=["start_ns", "end_ns", "place", "bucket", "node"], orient="row")
-    return _by_step(job, path)
+        now = piece(end[node], "host_bound", came)
 
 
 def _by_step(job: Job, path: pl.DataFrame) -> pl.DataFrame:
@@ -70,16 +88,23 @@ def _by_step(job: Job, path: pl.DataFrame) -> pl.DataFrame:
     times = job.step_ns(replayed.start, replayed.end)
     last = replayed.end[job.kind != HOST].max()
     edges = last - np.append(np.cumsum(times[::-1])[::-1], 0.0)
-    parts = []
-    for number, step in enumerate(job.steps):
-        low, high = edges[number], edges[number + 1]
-        inside = path.with_columns(
-            start_ns=pl.col("start_ns").clip(lower_bound=low), end_ns=pl.col("end_ns").clip(upper_bound=high)
-        ).filter(pl.col("end_ns") > pl.col("start_ns"))
-        parts.append(inside.with_columns(step=pl.lit(step, pl.Int32)))
-    ranks = pl.Series("rank", job.ranks, dtype=pl.Int32)
-    return (
-        pl.concat(parts)
-        .with_columns(rank=ranks.gather(pl.concat(parts)["place"].cast(pl.UInt32)))
-        .select(pl.col(name).cast(dtype) for name, dtype in PIECES.items())
-    )
+    start, end = path["start_ns"].to_numpy(), path["end_ns"].to_numpy()
+    # the pieces follow one another without a gap: those of a step stand side by side
+    first = np.searchsorted(end, edges[:-1], side="right")
+    count = np.maximum(0, np.searchsorted(start, edges[1:], side="left") - first)
+    step = np.repeat(np.arange(len(count)), count)
+    row = np.arange(len(step)) + np.repeat(first - np.cumsum(count) + count, count)
+    low, high = np.maximum(start[row], edges[step]), np.minimum(end[row], edges[step + 1])
+    inside = high > low
+    row, step = row[inside], step[inside]
+    node = path["node"].to_numpy()[row]
+    return pl.DataFrame(
+        {
+            "step": pl.Series(job.steps, dtype=pl.Int32).gather(step),
+            "start_ns": low[inside],
+            "end_ns": high[inside],
+            "rank": np.array(job.ranks)[job.rank[node]],
+            "bucket": path["bucket"].gather(row),
+            "node": node,
+        }
+    ).select(pl.col(name).cast(dtype) for name, dtype in PIECES.items())

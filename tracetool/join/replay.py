@@ -7,21 +7,29 @@ plus its own value. The values are given, so a what-if is the same graph with ot
 of the same structure) are columns of one array.
 
 Nodes are put into levels once; a replay is then a few array operations a level, over all nodes of it and all columns.
+A graph of few ranks has as many levels as nodes of a rank and next to nothing in each: such a narrow one is gone
+through node by node instead (join/narrow.py), in the same arithmetic.
 Method: arXiv 2505.05713 (transfer = end − latest start in the group; T = replay with original values).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tracetool.errors import TracetoolError
+from tracetool.join.narrow import Narrow, circle, in_turn
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+_FIRST_LEVELS: Final = 256
+"""After this many levels it is known whether a graph is narrow."""
+_NARROW: Final = 32
+"""Groups a level below which array operations cost more than they save; measured."""
 
 
 class Replayed(NamedTuple):
@@ -45,6 +53,8 @@ class Graph:
     pred: Ints
     """Replay place of each edge's source, edges in replay order."""
     levels: tuple[_Level, ...]
+    """Empty for a narrow graph."""
+    narrow: Narrow | None
     pred_given: Ints
     node_given: Ints
     rendezvous: Ints
@@ -67,6 +77,8 @@ class Graph:
             edge_lag = (lag[:, None] if lag.ndim == 1 else lag)[self.edge_order]
         first = np.zeros(self.nodes) if release is None else release[self.order]
         start, end = np.empty_like(v), np.empty_like(v)
+        if self.narrow is not None:
+            self.narrow.replay(v, edge_lag, first, (start, end))
         for level in self.levels:
             low, high = level.nodes
             ready = start[low:high]
@@ -112,28 +124,34 @@ def graph(nodes: int, pred: Ints, node: Ints, rendezvous: Ints | None = None) ->
     alone = meets < 0
     _, group = np.unique(np.where(alone, -1 - np.arange(nodes), meets), return_inverse=True)
     group = group.astype(np.int64)
-    level = _levels(group, np.asarray(pred, np.int64), np.asarray(node, np.int64))
+    pred, node = np.asarray(pred, np.int64), np.asarray(node, np.int64)
+    turn, is_narrow = _turns(group, pred, node)
     has_edge = np.zeros(nodes, bool)
     has_edge[node] = True
-    order = np.lexsort((np.arange(nodes), group, has_edge, level))
+    order = np.lexsort((np.arange(nodes), group, has_edge, turn[group]))
     place = np.empty(nodes, np.int64)
     place[order] = np.arange(nodes)
     edge_order = np.argsort(place[node], kind="stable")
-    target = place[node][edge_order]
+    target, source = place[node][edge_order], place[pred][edge_order]
     return Graph(
         order=order,
         place=place,
         edge_order=edge_order,
-        pred=place[pred][edge_order],
-        levels=_slices(level[order], has_edge[order], group[order], target),
-        pred_given=np.asarray(pred, np.int64),
-        node_given=np.asarray(node, np.int64),
+        pred=source,
+        levels=() if is_narrow else _slices(turn[group][order], has_edge[order], group[order], target),
+        narrow=Narrow.of(source, target, group[order]) if is_narrow else None,
+        pred_given=pred,
+        node_given=node,
         rendezvous=group,
     )
 
 
-def _levels(group: Ints, pred: Ints, node: Ints) -> Ints:
-    """Return the level of each node: that of its group, one above the highest of what any member waits for."""
+def _turns(group: Ints, pred: Ints, node: Ints) -> tuple[Ints, bool]:
+    """Return when each group may be replayed, and whether the graph is narrow.
+
+    Wide: its level, one above the highest of what any member waits for. Narrow: its place in a row in which everything
+    comes after what it waits for.
+    """
     groups = int(group.max()) + 1 if len(group) else 0
     source, target = group[pred], group[node]
     out = np.argsort(source, kind="stable")
@@ -142,20 +160,22 @@ def _levels(group: Ints, pred: Ints, node: Ints) -> Ints:
     waits_for = np.bincount(target, minlength=groups)
     level = np.full(groups, -1, np.int64)
     front = np.flatnonzero(waits_for == 0)
-    depth = 0
+    depth = done = 0
+    left = waits_for.copy()
     while len(front):
         level[front] = depth
         depth += 1
+        done += len(front)
+        if depth == _FIRST_LEVELS and done < _FIRST_LEVELS * _NARROW:
+            return in_turn(first, follows, waits_for), True
         counts = first[front + 1] - first[front]
         starts = np.repeat(first[front] - np.cumsum(counts) + counts, counts)
         reached, times = np.unique(follows[starts + np.arange(counts.sum())], return_counts=True)
-        waits_for[reached] -= times
-        front = reached[waits_for[reached] == 0]
+        left[reached] -= times
+        front = reached[left[reached] == 0]
     if (level < 0).any():
-        raise TracetoolError(
-            f"{int((level < 0).sum())} communications wait for each other in a circle: matched wrongly; no replay"
-        )
-    return level[group]
+        raise TracetoolError(circle(int((level < 0).sum())))
+    return level, False
 
 
 def _slices(level: Ints, has_edge: npt.NDArray[np.bool_], group: Ints, target: Ints) -> tuple[_Level, ...]:
