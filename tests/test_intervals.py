@@ -170,3 +170,16 @@ def test_cover_equals_brute_force(windows: Pairs, layers: list[Pairs]) -> None:
             points = {t for t in range(start, end) if first(t) == label}
             expected += [(number, *pair, label) for pair in islands_of(points)]
     assert intervals.cover(frame(windows), [frame(layer) for layer in layers]).rows() == sorted(expected)
+
+
+@pytest.mark.parametrize("far", [2**60, 2**61, 2**62 - 1], ids=["three keys a line", "one", "no room at all"])
+def test_sets_that_do_not_fit_on_one_line(far: int) -> None:
+    a = keyed([(key, start, start + 10) for key in ("a", "b", "c", None) for start in (-far, far - 10)])
+    b = keyed([("a", far - 4, far), ("c", -far, 5 - far), ("d", -far, far)])
+    assert intervals.union(a, "k").rows() == [
+        (key, start, start + 10) for key in (None, "a", "b", "c") for start in (-far, far - 10)
+    ]
+    assert intervals.length(a, ["k"]).rows() == [(None, 20), ("a", 20), ("b", 20), ("c", 20)]
+    assert intervals.intersect(a, b, "k").rows() == [("a", far - 4, far), ("c", -far, 5 - far)]
+    assert intervals.subtract(b, a, "k").rows() == [("d", -far, far)]
+    assert intervals.covered(a, b, "k").to_list() == [0, 4, 0, 0, 5, 0, 0, 0]

@@ -4,12 +4,13 @@ A *span frame* has int64 columns `start_ns` and `end_ns` and, where several sets
 Rows may overlap, repeat and stand in any order; a row with end_ns <= start_ns covers nothing. Null is a key like any
 other. *Islands* are what a set comes down to: disjoint, neither empty nor touching, sorted by (by, start_ns).
 
-Every function is linear after one sort. None compares intervals pairwise.
+Every function is linear after one sort. None compares intervals pairwise. The sets of many keys are laid one after
+another on one line and worked on as one set: a key costs nothing by itself.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Final, NamedTuple, overload
 
 import numpy as np
 import polars as pl
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 ENDS = ("start_ns", "end_ns")
+_LINE_NS: Final = 2**62
+"""Length of a line on which the sets of many keys are laid; what does not fit goes on another one."""
 
 
 def spans(frame: pl.DataFrame, by: str | Sequence[str] = ()) -> pl.DataFrame:
@@ -42,33 +45,12 @@ def union(spans: pl.DataFrame, by: str | Sequence[str] = ()) -> pl.DataFrame:
     With reach = the running maximum of ends, a row opens an island when it starts after the reach of all rows before
     it, and the island ends at the reach of the last row before the next opening.
     """
-    keys = _keys(by)
-    if not keys:
-        return pl.DataFrame(dict(zip(ENDS, _islands(*_ends(spans)), strict=True)))
-    rows = (
-        spans.lazy()
-        .select(*keys, *ENDS)
-        .filter(pl.col("end_ns") > pl.col("start_ns"))
-        .sort(*keys, *ENDS)
-        .with_columns(pl.col("end_ns").cum_max().over(keys))
-    )
-    opens = pl.col("start_ns") > pl.col("end_ns").shift(1)
-    for key in keys:
-        opens = opens | pl.col(key).ne_missing(pl.col(key).shift(1))
-    return (
-        rows.with_columns(opens.fill_null(True).alias("#opens"))
-        .with_columns(pl.col("#opens").shift(-1, fill_value=True).alias("#closes"))
-        .filter(pl.col("#opens") | pl.col("#closes"))
-        # an island of several rows leaves two of them, the opening and the closing one
-        .with_columns(pl.when("#closes").then("end_ns").otherwise(pl.col("end_ns").shift(-1)).alias("end_ns"))
-        .filter("#opens")
-        .select(*keys, *ENDS)
-        .collect()
-    )
+    keys, lines = _lines([spans], by)
+    return _framed(keys, [line.cut(*_islands(*line.sets[0])) for line in lines])
 
 
 def _islands(start: Ints, end: Ints) -> tuple[Ints, Ints]:
-    """Return starts and ends of the islands of one set: `union` without keys, which most questions ask for."""
+    """Return starts and ends of the islands of one set."""
     some = end > start
     if not some.all():
         start, end = start[some], end[some]
@@ -106,16 +88,14 @@ def length(spans: pl.DataFrame, by: str | Sequence[str] = ()) -> int | pl.DataFr
 
     A key whose intervals are all empty has 0 ns.
     """
-    keys = _keys(by)
-    islands = union(spans, keys).with_columns((pl.col("end_ns") - pl.col("start_ns")).alias("ns"))
-    if not keys:
-        return int(islands["ns"].sum())
-    return (
-        pl.concat([islands.select(*keys, "ns"), spans.select(*keys, pl.lit(0, pl.Int64).alias("ns"))])
-        .group_by(keys)
-        .agg(pl.col("ns").sum())
-        .sort(keys)
-    )
+    keys, lines = _lines([spans], by)
+    found = [line.cut(*_islands(*line.sets[0])) for line in lines]
+    if keys is None:
+        return sum(int((end - start).sum()) for _, start, end in found)
+    ns = np.zeros(keys.height, np.int64)
+    for key, start, end in found:
+        np.add.at(ns, key, end - start)
+    return keys.with_columns(ns=ns)
 
 
 def covered(windows: pl.DataFrame, spans: pl.DataFrame, by: str | Sequence[str] = ()) -> pl.Series:
@@ -123,17 +103,12 @@ def covered(windows: pl.DataFrame, spans: pl.DataFrame, by: str | Sequence[str] 
 
     Windows may overlap each other: each is answered by itself. The Series is int64 and named `ns`.
     """
-    keys = _keys(by)
-    islands = union(spans, keys)
-    window_key, island_key = _key_numbers(windows, islands, keys)
-    start, end = _ends(windows)
-    end = np.maximum(start, end)
-    if keys:
-        order = np.lexsort((islands["start_ns"].to_numpy(), island_key))
-        islands, island_key = islands[order], island_key[order]
-    before_end = _covered_before(island_key, islands, window_key, end)
-    before_start = _covered_before(island_key, islands, window_key, start)
-    return pl.Series("ns", before_end - before_start, dtype=pl.Int64)
+    ns = np.zeros(windows.height, np.int64)
+    for line in _lines([windows, spans], by)[1]:
+        start, end = line.sets[0]
+        islands = _islands(*line.sets[1])
+        ns[line.rows[0]] = _covered_before(islands, np.maximum(start, end)) - _covered_before(islands, start)
+    return pl.Series("ns", ns, dtype=pl.Int64)
 
 
 def cover(windows: pl.DataFrame, layers: Sequence[pl.DataFrame]) -> pl.DataFrame:
@@ -193,35 +168,17 @@ def _labelled(start: Ints, end: Ints, layers: Sequence[pl.DataFrame]) -> tuple[I
 
 
 def _sweep(a: pl.DataFrame, b: pl.DataFrame, by: str | Sequence[str], *, covered_by_b: bool) -> pl.DataFrame:
-    """Return the islands where a covers and b does, or does not; #a and #b count the islands that are open."""
-    keys = _keys(by)
-    if not keys:
-        return _sweep_one(_islands(*_ends(a)), _islands(*_ends(b)), covered_by_b=covered_by_b)
-    wanted = pl.col("#b") > 0 if covered_by_b else pl.col("#b") == 0
-    points = []
-    for islands, column in ((union(a, keys), "#a"), (union(b, keys), "#b")):
-        for edge, step in (("start_ns", 1), ("end_ns", -1)):
-            points.append(
-                islands.lazy().select(
-                    *keys,
-                    pl.col(edge).alias("start_ns"),
-                    pl.lit(step if column == "#a" else 0, pl.Int64).alias("#a"),
-                    pl.lit(step if column == "#b" else 0, pl.Int64).alias("#b"),
-                )
-            )
-    return (
-        pl.concat(points, how="vertical_relaxed")
-        .sort(*keys, "start_ns")
-        # both counts are 0 again where a key ends, so no sum needs a key
-        .with_columns(pl.col("#a", "#b").cum_sum(), pl.col("start_ns").shift(-1).alias("end_ns"))
-        .filter((pl.col("#a") > 0) & wanted & (pl.col("end_ns") > pl.col("start_ns")))
-        .select(*keys, *ENDS)
-        .collect()
-    )
+    """Return the islands of what a covers and b does, or does not."""
+    keys, lines = _lines([a, b], by)
+    found = []
+    for line in lines:
+        of_a, of_b = (_islands(*ends) for ends in line.sets)
+        found.append(line.cut(*_sweep_one(of_a, of_b, covered_by_b=covered_by_b)))
+    return _framed(keys, found)
 
 
-def _sweep_one(a: tuple[Ints, Ints], b: tuple[Ints, Ints], *, covered_by_b: bool) -> pl.DataFrame:
-    """Do the same for one set without keys."""
+def _sweep_one(a: tuple[Ints, Ints], b: tuple[Ints, Ints], *, covered_by_b: bool) -> tuple[Ints, Ints]:
+    """Do so for islands of one set, counting those of a and of b that are open."""
     time = np.concatenate((*a, *b))
     order = np.argsort(time, kind="stable")
     time = time[order]
@@ -230,40 +187,86 @@ def _sweep_one(a: tuple[Ints, Ints], b: tuple[Ints, Ints], *, covered_by_b: bool
     open_b = np.cumsum(np.repeat(np.array([0, 1, -1], np.int64), [2 * size, other, other])[order])
     good = (open_a > 0) & ((open_b > 0) == covered_by_b)
     good = good[:-1] & (time[1:] > time[:-1])
-    return pl.DataFrame(dict(zip(ENDS, (time[:-1][good], time[1:][good]), strict=True)))
+    return time[:-1][good], time[1:][good]
 
 
-def _covered_before(island_key: Ints, islands: pl.DataFrame, key: Ints, at: Ints) -> Ints:
-    """Return how many ns of islands lie before each (key, at), all islands of lower keys included."""
-    start, end = _ends(islands)
+def _covered_before(islands: tuple[Ints, Ints], at: Ints) -> Ints:
+    """Return how many ns of the islands of one set lie before each time."""
+    start, end = islands
     if not len(start):
         return np.zeros(len(at), np.int64)
     before = np.cumsum(end - start) - (end - start)
-    if len(island_key) and island_key[0] != island_key[-1]:
-        # islands are sorted by (key, start): merge the questions into that order and count the islands passed
-        is_question = np.repeat([False, True], [len(start), len(at)])
-        order = np.lexsort((is_question, np.append(start, at), np.append(island_key, key)))
-        passed = np.empty(len(order), np.int64)
-        passed[order] = np.cumsum(~is_question[order])
-        last = passed[len(start) :] - 1
-    else:
-        last = np.searchsorted(start, at, side="right") - 1
-        last = np.where(key < island_key[0], -1, np.where(key > island_key[0], len(start) - 1, last))
+    last = np.searchsorted(start, at, side="right") - 1
     found = np.maximum(last, 0)
-    same = island_key[found] == key
-    inside = np.where(same, np.minimum(at, end[found]), end[found]) - start[found]
-    return np.where(last < 0, 0, before[found] + inside)
+    return np.where(last < 0, 0, before[found] + np.minimum(at, end[found]) - start[found])
 
 
-def _key_numbers(a: pl.DataFrame, b: pl.DataFrame, keys: list[str]) -> tuple[Ints, Ints]:
-    """Give equal keys of both frames the same number."""
-    if not keys:
-        return np.zeros(a.height, np.int64), np.zeros(b.height, np.int64)
-    both = pl.concat([a.select(keys), b.select(keys)], how="vertical_relaxed")
-    numbered = both.unique(maintain_order=True).with_row_index("#key")
-    numbers = both.join(numbered, on=keys, how="left", nulls_equal=True, maintain_order="left")["#key"]
-    number = numbers.to_numpy().astype(np.int64)
-    return number[: a.height], number[a.height :]
+class _Line(NamedTuple):
+    """Sets of several keys, one after another: the one of key i is moved by (i − first) · width − origin."""
+
+    first: int
+    width: int
+    """0 where the line holds one key, whose times are left as they are."""
+    origin: int
+    rows: list[NDArray[np.bool_] | slice]
+    """Rows of each frame that lie on this line."""
+    sets: list[tuple[Ints, Ints]]
+
+    def cut(self, start: Ints, end: Ints) -> tuple[Ints, Ints, Ints]:
+        """Return the key of each interval on the line, and its ends in the time of its key."""
+        if not self.width:
+            return np.full(len(start), self.first), start, end
+        place = start // self.width
+        back = self.origin - place * self.width
+        return self.first + place, start + back, end + back
+
+
+def _lines(frames: Sequence[pl.DataFrame], by: str | Sequence[str]) -> tuple[pl.DataFrame | None, list[_Line]]:
+    """Return the distinct keys of the frames, sorted, null first, and their sets on as few lines as hold them.
+
+    Keys is None where there are none: then one line holds the frames as they are.
+    """
+    columns = _keys(by)
+    ends = [_ends(frame) for frame in frames]
+    if not columns:
+        return None, [_Line(0, 0, 0, [slice(None)] * len(frames), ends)]
+    keys, numbers = _numbered(frames, columns)
+    times = [times for pair in ends for times in pair if len(times)]
+    origin = min((int(some.min()) for some in times), default=0)
+    # one more than the longest set, so that the sets of two keys never touch
+    width = max((int(some.max()) for some in times), default=0) - origin + 1
+    together = _LINE_NS // width
+    lines = []
+    for first in range(0, keys.height, max(together, 1)):
+        rows: list[NDArray[np.bool_] | slice] = [slice(None)] * len(frames)
+        if together < keys.height:
+            rows = [(number >= first) & (number < first + max(together, 1)) for number in numbers]
+        sets = [(start[row], end[row]) for row, (start, end) in zip(rows, ends, strict=True)]
+        if together:
+            moved = [(number[row] - first) * width - origin for row, number in zip(rows, numbers, strict=True)]
+            sets = [(start + by, end + by) for by, (start, end) in zip(moved, sets, strict=True)]
+        lines.append(_Line(first, width if together else 0, origin, rows, sets))
+    return keys, lines
+
+
+def _numbered(frames: Sequence[pl.DataFrame], columns: list[str]) -> tuple[pl.DataFrame, list[Ints]]:
+    """Return the distinct keys, sorted, and for each frame the place of each row's key among them."""
+    every = pl.concat([frame.select(columns) for frame in frames], how="vertical_relaxed")
+    keys = every.unique().sort(columns)
+    place = every.join(keys.with_row_index("#key"), on=columns, how="left", nulls_equal=True, maintain_order="left")[
+        "#key"
+    ]
+    places = place.to_numpy().astype(np.int64)
+    return keys, np.split(places, np.cumsum([frame.height for frame in frames])[:-1])
+
+
+def _framed(keys: pl.DataFrame | None, found: Sequence[tuple[Ints, Ints, Ints]]) -> pl.DataFrame:
+    """Return (key, start, end) of all lines as a span frame."""
+    if not found:
+        found = [(np.zeros(0, np.int64),) * 3]
+    key, start, end = (np.concatenate(part) for part in zip(*found, strict=True)) if len(found) > 1 else found[0]
+    ends = pl.DataFrame(dict(zip(ENDS, (start, end), strict=True)))
+    return ends if keys is None else keys[key].hstack(ends)
 
 
 def _ends(frame: pl.DataFrame) -> tuple[Ints, Ints]:
