@@ -170,7 +170,7 @@ def analyze(parts: Tables, run: RunView, _settings: Settings) -> Result:
         headline=_headline(metrics, pipe),
         tables=tables,
         charts=_charts(tables, pipe),
-        findings=_findings(_Seen(tables, changed, rows, pipe, step_ns, bubble))
+        findings=_findings(_Seen(tables, changed, rows, pipe, step_ns, bubble, error))
         if changed is not None and rows is not None and step_ns and bubble is not None
         else (),
         notes=_notes(pipe, metrics, tables, told, rows),
@@ -350,6 +350,8 @@ class _Seen(NamedTuple):
     pipe: _Pipe
     step_ns: int
     bubble: float
+    error: float | None
+    """Of the replay that predicts the changes."""
 
     @property
     def shares(self) -> dict[str, float]:
@@ -361,14 +363,16 @@ class _Seen(NamedTuple):
         """The stage with the most work."""
         return self.tables["stages"].sort("work_ns", "stage", descending=[True, False]).row(0, named=True)
 
-    def saved(self, change: str) -> pl.DataFrame:
-        """Return the steps of which a change saves something."""
-        return self.changed.filter((pl.col("change") == change) & (pl.col("saving_ns") > 0))
+    def saved_ns(self, change: str) -> int:
+        """Return what a change saves of the mean step, ns; less than 0 where it makes it longer."""
+        row = self.tables["changes"].filter(pl.col("change") == change)
+        return int(row["saving_ns"][0]) if row.height else 0
 
     def saving(self, change: str) -> pl.DataFrame:
         """Return what a change saves of each step as SAVING_SCHEMA, rank null: it is the step's, not one rank's."""
         begins = self.rows.group_by("iteration").agg(pl.col("step").first(), pl.col("at_ns").min())
-        both = self.saved(change).join(begins, on="iteration", how="inner").sort("iteration")
+        mine = self.changed.filter(pl.col("change") == change)
+        both = mine.join(begins, on="iteration", how="inner").sort("iteration")
         named = both.with_columns(ns="saving_ns", rank=pl.lit(None))
         return named.select(pl.col(name).cast(dtype) for name, dtype in SAVING_SCHEMA.items())
 
@@ -379,11 +383,10 @@ def _findings(seen: _Seen) -> list[Finding]:
 
 
 def _imbalance(seen: _Seen) -> Finding | None:
-    parts, heavy, saved = seen.shares, seen.heaviest, seen.saved("balanced_stages")
-    if not saved.height or parts["stage_imbalance"] < max(NEGLIGIBLE / 2, parts["slow_rank"]):
+    parts, heavy, mean = seen.shares, seen.heaviest, seen.saved_ns("balanced_stages")
+    if mean <= 0 or parts["stage_imbalance"] < max(NEGLIGIBLE / 2, parts["slow_rank"]):
         return None
     stage = heavy["stage"]
-    mean = int(saved["saving_ns"].sum()) / max(1, seen.changed["iteration"].n_unique())
     alone = seen.pipe.replicas == 1
     also = {0: " (the first stage also embeds)", seen.pipe.stages - 1: " (the last stage also computes the loss)"}
     return Finding(
@@ -399,6 +402,7 @@ def _imbalance(seen: _Seen) -> Finding | None:
         if alone
         else "the same on every replica, replayed",
         saving=seen.saving("balanced_stages"),
+        replay_error=seen.error,
         where=Where(stages=(stage,)),
         evidence=(("stages", (stage,)),),
     )
@@ -439,5 +443,6 @@ def _schedule(seen: _Seen) -> Finding | None:
         confidence="medium",
         confidence_why="replayed; what is assumed was not measured",
         saving=seen.saving(best["change"]),
+        replay_error=seen.error,
         evidence=(("changes", (best["row"],)),),
     )

@@ -72,6 +72,8 @@ class Finding:
     evidence: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """Pairs (table of the same Result, row numbers)."""
     where: Where = field(default_factory=Where)
+    replay_error: float | None = None
+    """Error of the replay whose answer `saving` is, as a share; None: `saving` is measured time."""
     recoverable_ns_per_step: int | None = None
     recoverable_share: float | None = None
     price_basis: PriceBasis | None = None

@@ -52,6 +52,14 @@ def test_below_one_percent_it_is_information_and_stands_last() -> None:
     assert [(f.id, f.severity) for f in ranked] == [("large", "warning"), ("small", "info")]
 
 
+def test_rows_that_a_replay_gave_are_taken_as_they_are_up_to_its_limit() -> None:
+    rows = [(None, 1, 0, 60), (None, 2, 0, 300)]
+    finding = _finding("x", *rows)  # type: ignore[arg-type]  # whole steps
+    good, bad = (replace(finding, replay_error=error) for error in (0.05, 0.051))
+    assert [(f.recoverable_ns_per_step, f.price_basis) for f in price([good], STEPS)] == [(180, "replay")]
+    assert [(f.recoverable_ns_per_step, f.price_basis) for f in price([bad], STEPS)] == [(180, "bound")]
+
+
 def test_without_saving_there_is_no_price() -> None:
     unpriced = _finding("x")
     (finding,) = price([unpriced], STEPS)

@@ -53,6 +53,14 @@ class Plan:
         """Number of pipeline ranks."""
         return len(self.order)
 
+    @property
+    def receives(self) -> Bools:
+        """Whether the input of each node comes from another rank; shape (nodes, 1)."""
+        _, target, data = self.edges()
+        answer = np.zeros((self.nodes.height, 1), np.bool_)
+        answer[target[data]] = True
+        return answer
+
     def edges(self) -> tuple[Ints, Ints, Bools]:
         """Return source and target of each edge, and whether data moves along it to another rank."""
         before = np.concatenate([mine[:-1] for mine in self.order])

@@ -58,12 +58,12 @@ def changes(slots: Slots, schedule: str, microbatches: int, chunks: int) -> pl.D
         typical = _typical_transfer(slots)
         serial = _mostly_serial(slots)
         shape = slots.dur.shape
-        base = slots.plan.window(rung["stages"], np.broadcast_to(typical, shape), np.broadcast_to(serial, shape))
+        base = slots.plan.window(rung["stages"], slots.plan.receives * typical, np.broadcast_to(serial, shape))
         for change in possible:
             virtual = [[s + c * slots.plan.stages for c in range(change.chunks)] for s in range(slots.plan.stages)]
             plan = planned(change.orders, virtual)
             value = _values(plan, slots, rung["stages"], change, chunks)
-            moves = np.broadcast_to(typical * change.moves, value.shape)
+            moves = plan.receives * typical * change.moves
             after = plan.window(value, moves, np.broadcast_to(serial, value.shape))
             rows.append(_rows(change.name, slots, base, after))
     return pl.concat(rows)

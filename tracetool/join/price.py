@@ -2,9 +2,11 @@
 
 Only this module prices a finding. By `replay`: the rows are taken out of the run where they were spent (join/saving),
 all ranks are replayed, and the price is by how much the mean step gets shorter. That holds where the replay of the run
-as it was is off by at most 5 % and the rows name work, transfers or host time. Else the price is a `bound`: in one step
-the ranks work side by side, so a fix shortens the step by at most the largest sum that any one rank would save in it;
-the price is the mean of that over the steps of the run (steps in which nothing is saved count as 0).
+as it was is off by at most 5 % and the rows name work, transfers or host time. Rows that are themselves the answer of a
+replay (of a pipeline's slots in another order, say, which the replay of all ranks cannot put anew) are taken as they
+are, under the same limit of that replay's error. Else the price is a `bound`: in one step the ranks work side by side,
+so a fix shortens the step by at most the largest sum that any one rank would save in it; the price is the mean of that
+over the steps of the run (steps in which nothing is saved count as 0).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from tracetool.errors import TracetoolError
-from tracetool.join.job import Job
+from tracetool.join.job import ERROR_LIMIT, Job
 from tracetool.join.saving import without
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ def price(
     """
     step_ns = step_time_ns(steps)
     count = max(1, steps["step"].n_unique()) if steps.height else 1
-    job = _job(joined) if joined and any(finding.saving.height for finding in findings) else None
+    open_ = any(finding.saving.height and not _is_replayed(finding) for finding in findings)
+    job = _job(joined) if joined and open_ else None
     alone = [_replayed(finding, job, steps) for finding in findings]
     hidden = _hidden(findings, alone, job, steps) if job is not None else {}
     priced = [
@@ -110,6 +113,11 @@ def _hidden(findings: Sequence[Finding], alone: Sequence[int | None], job: Job, 
     return answer
 
 
+def _is_replayed(finding: Finding) -> bool:
+    """Say whether the finding's rows are the answer of a replay that is to be trusted."""
+    return finding.replay_error is not None and finding.replay_error <= ERROR_LIMIT
+
+
 def _priced(finding: Finding, step_ns: int | None, steps: int, replayed: int | None, hidden: int) -> Finding:
     if not finding.saving.height:
         return finding
@@ -123,5 +131,5 @@ def _priced(finding: Finding, step_ns: int | None, steps: int, replayed: int | N
         severity="info" if small else finding.severity,
         recoverable_ns_per_step=recoverable,
         recoverable_share=share,
-        price_basis="bound" if replayed is None else "replay",
+        price_basis="bound" if replayed is None and not _is_replayed(finding) else "replay",
     )
