@@ -12,7 +12,8 @@ phase of compute, role and operation of a communication. Shortening a piece save
 be nearly as long (see the what-ifs of `stragglers`).
 
 `chain`: the slowest step, cut where the path goes from one rank to another, and over what. `kernels`: the longest
-kernels of the path's compute pieces. What one stream waits for on another is inferred from times.
+kernels of the path's compute pieces. What one stream waits for on another is inferred from times where the trace does
+not record it.
 replay_error = replayed step ÷ measured step − 1.
 
 Source: arXiv 2505.05713 (replay) and HolisticTraceAnalysis 0.5.0 (critical path of one rank); across ranks tracetool's
@@ -217,7 +218,7 @@ def _charts() -> list[Chart]:
 
 def _notes(job: Job) -> list[str]:
     off = f"The path is of the replay, which is off by {100 * job.error:+.2f} % of the measured step"
-    notes = [f"{off}; what one stream waits for on another is inferred."]
+    notes = [f"{off}; {job.stream_waits}."]
     if len(job.ranks) == 1:
         notes.append("Of one rank alone: how long it waited for others counts as transfer.")
     elif job.untold > 0:

@@ -472,7 +472,7 @@ class _Case:
             measured = milliseconds(float(self.job.measured_ns.mean()))
             notes.append(
                 f"The replay gives a step of {milliseconds(self.job.time_ns())} where {measured} was measured "
-                f"({100 * self.job.error:+.2f} %); what one stream waits for on another is inferred."
+                f"({100 * self.job.error:+.2f} %); {self.job.stream_waits}."
             )
         if not judged:
             notes.append(

@@ -166,6 +166,8 @@ class Config:
     # ---- perturbations ----
     slow_ranks: Mapping[int, float] = field(default_factory=dict)
     """Rank to factor on its compute durations."""
+    slow_steps: tuple[int, ...] | None = None
+    """Steps in which the slow ranks are slow; None: all."""
     heavy_stages: Mapping[int, float] = field(default_factory=dict)
     """Pipeline stage to factor on its compute durations."""
     slow_hosts: Mapping[int, float] = field(default_factory=dict)

@@ -64,7 +64,8 @@ class Worker:
         self.step: int | None = None
         self.tags: dict[str, Any] = {}
         """Written onto every activity launched while they hold: phase, slot, ..."""
-        self.slowness = config.slow_ranks.get(place.rank, 1.0) * config.heavy_stages.get(place.stage, 1.0)
+        self._slow = config.slow_ranks.get(place.rank, 1.0)
+        self._heavy = config.heavy_stages.get(place.stage, 1.0)
         self.host_slowness = config.slow_hosts.get(place.rank, 1.0)
         self._device_noise = random.Random(f"{config.seed} device {place.rank}")  # noqa: S311 - a simulation
         self._host_noise = random.Random(f"{config.seed} host {place.rank}")  # noqa: S311 - a simulation
@@ -156,6 +157,9 @@ class Worker:
 
     # ---- device ----
 
+    def _is_slow(self) -> bool:
+        return self.config.slow_steps is None or self.step in self.config.slow_steps
+
     def launch(
         self,
         name: str,
@@ -171,7 +175,7 @@ class Worker:
         api = {"memcpy": "cudaMemcpyAsync", "memset": "cudaMemsetAsync"}.get(kind)
         call = self.call(api or ("cudaLaunchKernelExC" if transfers else "cudaLaunchKernel"), self.config.launch_ns)
         if kind == "compute":
-            ns *= self.slowness
+            ns *= self._heavy * (self._slow if self._is_slow() else 1.0)
             if self.config.jitter:
                 ns *= max(0.2, self._device_noise.gauss(1.0, self.config.jitter))
             ns = max(self.config.kernel_floor_ns, round(ns))

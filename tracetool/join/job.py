@@ -82,6 +82,10 @@ class Job:
             edges["host_ns"].to_numpy().astype(np.float64),
             edges["before_ns"].to_numpy().astype(np.float64),
         )
+        told = edges.group_by("rank").agg(pl.col("recorded").any(ignore_nulls=True), of=pl.col("recorded").count())
+        waiting = told.filter(pl.col("of") > 0)
+        self.recorded: tuple[int, int] = (int(waiting["recorded"].sum()), waiting.height)
+        """Ranks whose waits between streams are as the tracer recorded them, and ranks that have any."""
         meets = nodes.select(
             pl.when(pl.col("instance").is_not_null() & pl.col("told"))
             .then(pl.struct("group_id", "instance").rank("dense").cast(pl.Int64))
@@ -192,6 +196,15 @@ class Job:
     def trusted(self) -> bool:
         """What-ifs may be shown."""
         return abs(self.error) <= ERROR_LIMIT and self.untold <= UNTOLD_LIMIT
+
+    @property
+    def stream_waits(self) -> str:
+        """How it is known what one stream waits for on another, as the end of a sentence."""
+        recorded, ranks = self.recorded
+        if recorded == ranks:
+            return "what one stream waits for on another is as the tracer recorded it" if ranks else "no stream waits"
+        where = f" on {ranks - recorded} of {ranks} ranks" if recorded else ""
+        return f"what one stream waits for on another is inferred{where}"
 
     # ---- work of ranks and their peers ----
 

@@ -8,7 +8,8 @@ The reduction is exact for the order seen. A stretch of kernels with durations d
 max(start + Σ d, max_j(l_j + Σ_{k≥j} d_k)): an edge from the host call before with lag l_j − (work before j), of which
 the largest, the first and the last are kept. A host time is counted from the end of the host's last wait.
 
-What one stream waits for on another is seldom recorded. It is inferred, and only so far as no instance contradicts:
+What one stream waits for on another is taken as recorded (join/syncs.py) where the trace tells it. Mostly it does not.
+Then it is inferred, and only so far as no instance contradicts:
 - a communication waits for the compute launched last before it, unless more than 5 % of its kind (group, operation)
   started before that had ended;
 - compute launched next after a communication waits for it, unless more than 5 % of its kind contradict;
@@ -23,6 +24,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+
+from tracetool.join.syncs import Launched, Syncs, between, syncs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,9 +80,11 @@ EDGES: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "node": pl.Int64,
     "host_ns": pl.Int64,
     "before_ns": pl.Int64,
+    "recorded": pl.Boolean,
 }
 """Edges of a rank: node starts at the end of pred + host_ns − before_ns. host_ns: time of the host; before_ns: work of
-the node that comes before what was launched then."""
+the node that comes before what was launched then; recorded: a stream's wait for another as the tracer recorded it
+(true) or inferred (false); null for all else."""
 
 
 class Rank(Protocol):
@@ -104,10 +109,13 @@ def segments(rank: Rank, facts: Tables, instances: pl.DataFrame) -> Tables:
     if not gpu.height:
         return {"nodes": pl.DataFrame(schema=NODES), "edges": pl.DataFrame(schema=EDGES)}
     lane = _Lane(gpu)
-    host = _Host(rank, lane)
-    waits_for, waiter = _dependencies(lane, gpu)
+    told = syncs(rank)
+    host = _Host(rank, lane, told)
+    waits_for, waiter = _recorded(lane, told.waits) if told.waits is not None else _dependencies(lane, gpu)
     opens = _opens(lane, host.base, np.concatenate([waits_for, host.pred[host.pred >= 0]]), waiter)
-    return _tables(rank.rank, gpu, lane, host, opens=opens, dependencies=(waits_for, waiter))
+    return _tables(
+        rank.rank, gpu, lane, host, opens=opens, dependencies=(waits_for, waiter), recorded=told.waits is not None
+    )
 
 
 def _activities(rank: Rank, facts: Tables, instances: pl.DataFrame) -> pl.DataFrame:
@@ -156,6 +164,7 @@ class _Lane:
         usual = self._latency()
         self.ready: Ints = np.where(self.launched, np.minimum(self.start, self.call + usual), self.start.min())
         """When its launch had reached the GPU; never for what has no launch."""
+        self.launches = Launched(self.track, self.call, self.launched)
 
     def _latency(self) -> int:
         """Return the time from a launch call to the start of work that nothing else held up, ns.
@@ -183,7 +192,7 @@ class _Host:
     The first stands for the beginning of the trace.
     """
 
-    def __init__(self, rank: Rank, lane: _Lane) -> None:
+    def __init__(self, rank: Rank, lane: _Lane, told: Syncs) -> None:
         calls = (
             rank.table("events", ["start_ns", "dur_ns", "category", "name"])
             .filter(
@@ -199,26 +208,36 @@ class _Host:
         kept = later & (start > begin)
         self.start: Ints = np.append(begin, start[kept])
         self.end: Ints = np.append(begin, end[kept])
-        self.pred: Ints = self._awaited(lane)
+        self.pred: Ints = self._awaited(lane, told)
         self.base: Ints = np.maximum(0, np.searchsorted(self.end, lane.call, side="right") - 1)
         """The host's last wait before each activity was launched."""
 
-    def _awaited(self, lane: _Lane) -> Ints:
-        """Return the activity that each wait ended with: of those launched last on each stream, the latest to end."""
+    def _awaited(self, lane: _Lane, told: Syncs) -> Ints:
+        """Return the activity that each wait ended with: of those launched last on each stream, the latest to end.
+
+        Of the streams only the one that was waited for, and of its work only what the awaited event comes after, where
+        the trace tells that.
+        """
         best = np.full(len(self.start), -1, np.int64)
         latest = np.full(len(self.start), np.iinfo(np.int64).min)
-        for track in np.unique(lane.track):
-            mine = np.flatnonzero((lane.track == track) & lane.launched)
-            if not len(mine):
-                continue
-            order = mine[np.argsort(lane.call[mine], kind="stable")]
-            at = np.searchsorted(lane.call[order], self.start, side="left") - 1
-            found = order[np.maximum(at, 0)]
+        asked = pl.DataFrame({"call_ns": self.start}).join(told.host, on="call_ns", how="left", maintain_order="left")
+        only = asked["awaited"].fill_null(-1).to_numpy()
+        before = asked["recorded_ns"].fill_null(asked["call_ns"]).to_numpy()
+        for track in lane.launches.tracks:
+            found = lane.launches.last_before(track, before)
             end = lane.end[found]
-            better = (at >= 0) & (end <= self.end + _NOISE_NS) & (end > latest)
+            better = (found >= 0) & ((only < 0) | (only == track)) & (end <= self.end + _NOISE_NS) & (end > latest)
             best, latest = np.where(better, found, best), np.where(better, end, latest)
         best[0] = -1
         return best
+
+
+def _recorded(lane: _Lane, waits: pl.DataFrame) -> tuple[Ints, Ints]:
+    """Return pairs (activity, activity that waits for it) as recorded, but for those that the times contradict."""
+    pred, waiter = between(lane.launches, waits)
+    held = lane.start[waiter] >= lane.end[pred] - _NOISE_NS
+    pairs = np.unique(np.stack([pred[held], waiter[held]], axis=1), axis=0)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def _dependencies(lane: _Lane, gpu: pl.DataFrame) -> tuple[Ints, Ints]:
@@ -310,7 +329,14 @@ def _opens(lane: _Lane, base: Ints, left_after: Ints, entered: Ints) -> Bools:
 
 
 def _tables(
-    rank: int, gpu: pl.DataFrame, lane: _Lane, host: _Host, *, opens: Bools, dependencies: tuple[Ints, Ints]
+    rank: int,
+    gpu: pl.DataFrame,
+    lane: _Lane,
+    host: _Host,
+    *,
+    opens: Bools,
+    dependencies: tuple[Ints, Ints],
+    recorded: bool,
 ) -> Tables:
     """Put nodes and edges together; host nodes come first."""
     hosts = len(host.start)
@@ -361,7 +387,7 @@ def _tables(
                 for pair in (np.arange(len(heads) - 1) + hosts, np.arange(1, len(heads)) + hosts)
             )
         ),
-        _edges(node_of[dependencies[0]] + hosts, node_of[dependencies[1]] + hosts),
+        _edges(node_of[dependencies[0]] + hosts, node_of[dependencies[1]] + hosts, recorded=recorded),
         _launch_edges(lane, host, node_of, (heads, lasts), before),
     ]
     return {
@@ -372,11 +398,13 @@ def _tables(
         .with_columns(rank=pl.lit(rank, pl.Int32))
         .select(pl.col(name).cast(dtype) for name, dtype in EDGES.items())
         .unique(maintain_order=True)
-        .sort("node", "pred", "host_ns", "before_ns"),
+        .sort("node", "pred", "host_ns", "before_ns", "recorded"),
     }
 
 
-def _edges(pred: Ints, node: Ints, host_ns: Ints | None = None, before_ns: Ints | None = None) -> pl.DataFrame:
+def _edges(
+    pred: Ints, node: Ints, host_ns: Ints | None = None, before_ns: Ints | None = None, *, recorded: bool | None = None
+) -> pl.DataFrame:
     nothing = np.zeros(len(pred), np.int64)
     return pl.DataFrame(
         {
@@ -385,7 +413,7 @@ def _edges(pred: Ints, node: Ints, host_ns: Ints | None = None, before_ns: Ints 
             "host_ns": nothing if host_ns is None else host_ns,
             "before_ns": nothing if before_ns is None else before_ns,
         }
-    )
+    ).with_columns(recorded=pl.lit(recorded, pl.Boolean))
 
 
 def _launch_edges(lane: _Lane, host: _Host, node_of: Ints, bounds: tuple[Ints, Ints], before: Ints) -> pl.DataFrame:
