@@ -14,6 +14,7 @@ from tracetool.parsers._kineto_format import (  # type: ignore[import-not-found]
 )
 
 from tracetool import tables
+from tracetool.brokenjson import beginning
 from tracetool.rawcolumns import NULL, compact_json, json_value, one_int
 
 if TYPE_CHECKING:
@@ -52,7 +53,13 @@ class Facts:
         self._rows = rows
         self._window = window
         self._notes = notes
-        self._top = {key: json_value(text) for key, text in stream.values.items()}
+        self._top: dict[str, object] = {}
+        self._damaged_values = 0
+        for key, text in stream.values.items():
+            self._top[key], whole = beginning(text)
+            if not whole:
+                self._damaged_values += 1
+                notes.append(f'the value of "{key}" is damaged: what stands whole in it was read')
         self._process_texts = reader.pids.texts()
 
     def process_groups(self) -> pl.DataFrame:
@@ -187,6 +194,7 @@ class Facts:
             + repairs.trailing_commas
             + reader.replaced_args
             + reader.odd_args
+            + self._damaged_values
         )
         texts = {
             "time": "without a readable time",

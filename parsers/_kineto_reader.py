@@ -68,7 +68,7 @@ class Reader:
         self.memory: dict[str, list[NDArray[Any]]] = {}
         self.instants: dict[str, list[NDArray[Any]]] = {}
         self.counts: list[Count] = []
-        self.thread_names: dict[tuple[Any, Any], bytes] = {}
+        self.thread_names: dict[tuple[str, str], bytes] = {}
         self.labels: dict[str, bytes] = {}
         self._data = b""
         self._text_times = False
@@ -242,7 +242,7 @@ class Reader:
     def _take_others(self, events: list[Any]) -> None:
         metas = [event for event in events if type(event) is Meta]
         named = [event for event in metas if event.name == "thread_name"]
-        keys = zip([event.pid for event in named], [event.tid for event in named], strict=True)
+        keys = [(str(event.pid), str(event.tid)) for event in named]  # damaged ones are lists, which are no keys
         self.thread_names.update(zip(keys, [bytes(event.args) for event in named], strict=True))
         for event in metas:
             if event.name == "process_labels":

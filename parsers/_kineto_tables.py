@@ -160,7 +160,7 @@ class Assembly:
         number = {label: i for i, label in enumerate(distinct)}
         self._track_numbers = number
         track_of = np.array([number[label] for label in merged], np.int32)[found] if merged else found.astype(np.int32)
-        names = {(str(pid), str(tid)): args for (pid, tid), args in self._reader.thread_names.items()}
+        names = self._reader.thread_names
         on_gpu = [label[0] == _GPU for label in distinct]
         table = pl.DataFrame(
             {
@@ -188,7 +188,7 @@ class Assembly:
         evidence = launched if launched.any() else rows["kind"] == CATEGORY_CODE["cpu_op"]
         count = Counter[str]()
         for code, number in enumerate(np.bincount(rows["pid"][evidence]).tolist()):
-            if number and self._process_texts[code]:  # an event whose number is damaged is of no process
+            if number and small(self._process_texts[code]) is not None:  # a damaged number is of no process
                 count[self._process_texts[code]] += number
         # a single damaged number is no second process
         several = sorted(

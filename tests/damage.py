@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import random
 import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Callable
 
     Damage = Callable[[bytes, random.Random], bytes]
@@ -15,6 +15,17 @@ if TYPE_CHECKING:
 BOUNDARY: Final = re.compile(rb'\},\s*(?=\{\s*"ph")')
 _NUMBER: Final = re.compile(rb'("(?:External id|correlation|stream|device|dur|ts|Ev Idx|tid|pid)"\s*:\s*)-?[\d.]+')
 _TEXT: Final = re.compile(rb'"name"\s*:\s*"')
+_PROCESS: Final = re.compile(rb'"pid"\s*:\s*"?(\d{3,})')
+_FOREIGN: Final = (
+    b"<!doctype html>\n<title>404 Not Found</title>", b"rank,step,ns\n0,1,2\n", b"\x89PNG\r\n\x1a\n" + bytes(99),
+    b'{"data": [{"ph": 1}, {"name": "x"}], "traceEvents": {}}', b"[1, 2, 3]", b'"text"', b"\xef\xbb\xbf",
+    b"PK\x03\x04", b"SQLite format 3\0" + bytes(84), b"PAR1" + bytes(32), b"\x1f\x8b" + bytes(64), b"\0" * 5000,
+    b"{" * 5000, b"[" * 5000,
+)  # fmt: skip
+_LOG_LINES: Final = (
+    b"\nW1121 06:55:12.913000 140 torch/distributed/run.py:793] \n", b"\n[rank0]: Traceback (most recent call last):\n",
+    b'\r 12%|###   | 3/25 [00:01<00:09,  2.4it/s, {"loss": 3.1}]\r',
+)  # fmt: skip
 
 
 def _place(text: bytes, pattern: re.Pattern[bytes], chance: random.Random) -> re.Match[bytes] | None:
@@ -123,7 +134,7 @@ def shuffled(text: bytes, chance: random.Random) -> bytes:
     if first is None or len(ends) == 1:
         return text
     events = BOUNDARY.split(text[first.end() : ends[-1]])
-    chance.shuffle(events)
+    random.Random(chance.getrandbits(32)).shuffle(events)  # noqa: S311 - a test; one draw, not one an event
     return text[: first.end()] + b"},".join(events) + text[ends[-1] :]
 
 
@@ -133,10 +144,41 @@ def repeated(text: bytes, chance: random.Random) -> bytes:
     return text + text
 
 
+def merged(text: bytes, chance: random.Random) -> bytes:
+    """Return it with the events of a second process behind its own, as tools that merge ranks write them."""
+    first, ends = BOUNDARY.search(text), [match.start() for match in BOUNDARY.finditer(text)]
+    if first is None or len(ends) == 1:
+        return text
+    other = b"%d" % chance.randrange(1, 10)
+    events = _PROCESS.sub(lambda match: match[0] + other, text[first.end() : ends[-1]])
+    return text[: ends[-1]] + b"}," + events + text[ends[-1] :]
+
+
+def interleaved(text: bytes, chance: random.Random) -> bytes:
+    """Return it with lines of a log between and inside its events, as two writers of one file leave it."""
+    for _ in range(3):
+        at = chance.randrange(len(text))
+        text = text[:at] + chance.choice(_LOG_LINES) + text[at:]
+    return text
+
+
+def foreign(text: bytes, chance: random.Random) -> bytes:
+    """Return something else, or its beginning with something else behind it."""
+    return text[: chance.choice([0, 0, chance.randrange(len(text))])] + chance.choice(_FOREIGN)
+
+
+def emptied(text: bytes, chance: random.Random) -> bytes:
+    """Return nothing, or a document without events."""
+    opening = text.index(b"[", text.index(b'"traceEvents"')) + 1
+    return chance.choice([b"", b"\n", b"{}", b"[]", text[:opening] + b"]}", text[:opening], gzip.compress(b"")])
+
+
 KINDS: Final[dict[str, Damage]] = {
     kind.__name__: kind
     for kind in (
         cut, cut_packed, flipped_packed, flipped, not_numbers, large_numbers, odd_types, bad_utf8, unescaped,
-        repeated_keys, hole, zeros, stuttered, shuffled, repeated,
+        repeated_keys, hole, zeros, stuttered, shuffled, repeated, merged, interleaved, foreign, emptied,
     )
 }  # fmt: skip
+WHOLE: Final = frozenset({"shuffled", "repeated"})
+"""Kinds after which every event of the text must still be there."""

@@ -65,6 +65,16 @@ def test_damage_loses_nothing_that_stood_before(tmp_path: Path) -> None:
     assert "gzip stream is damaged" in damage
 
 
+@pytest.mark.parametrize("block_bytes", [1 << 15, 1 << 17])
+def test_text_that_packs_well_is_kept_to_the_damage(tmp_path: Path, block_bytes: int) -> None:
+    """One call unpacks more than a block here: what waits inside the unpacker stands before the damage, too."""
+    text = b'{"ph": "X", "cat": "cpu_op", "name": "aten::add", "pid": 7, "tid": 7},\n' * 20_000
+    packed = gzip.compress(text)[:-8] + b"\xff" * 8  # all is there, the checksum is wrong
+    path = tmp_path / "packed"
+    path.write_bytes(packed)
+    assert read(path, block_bytes) == (text, "the gzip stream is damaged (incorrect data check)")
+
+
 def test_garbage_behind_a_member_is_said(tmp_path: Path) -> None:
     path = tmp_path / "tail"
     path.write_bytes(gzip.compress(TEXT) + b"garbage")

@@ -1,7 +1,9 @@
 """Damaged input through the whole tool: no crash, no hang, nothing lost that stood before the damage, all of it told.
 
-Small real traces take every kind of damage through reading, every question and the page; large ones a few seeded cuts
-and flips at the parser's door. The parsers' own tests go deeper, format by format.
+Small real traces take every kind of damage through reading, every question and the page; slices of every real trace
+take every kind at the parser's door, where each event that stood before the damage is looked for, and large ones as
+they are a few cuts and flips. `tests/bench/damage_draws.py` does that hundreds of times a trace; the parsers' own tests
+go deeper, format by format.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ import pytest
 from damage import BOUNDARY, KINDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from intact import Intact, judge, slice_of, unpacked_beginning
 from simulator import Config, simulate
 
 import tracetool
-from tracetool import registry
+from tracetool import jsonstream, registry
 from tracetool.errors import TracetoolError, UnreadableTrace
 from tracetool.report import Report, document, render_page, to_json
 
@@ -99,6 +102,35 @@ def test_every_kind_of_damage_to_real_traces(tmp_path: Path, path: Path, kind: s
     damaged.write_bytes(KINDS[kind](_text(path), _chance(seed)))
     said = _reported(damaged)
     assert said == "" or damaged.name in said
+
+
+@pytest.fixture(scope="session")
+def slices() -> list[Intact]:
+    """Return two slices of every real trace, each read event by event without tracetool."""
+    found = []
+    for path in TRACES.rglob("*.json*"):
+        text = unpacked_beginning(path, 4 << 20) if path.suffix in (".gz", ".json") else b""
+        if b'"traceEvents"' in text:
+            ends = [match.start() for match in BOUNDARY.finditer(text)]
+            found += [slice_of(text, ends, _chance(f"{path.name} {number}"), 250) for number in range(2)]
+    if not found:
+        pytest.skip("no ../shared/traces here: reference traces are not part of the project")
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(chance=st.randoms(use_true_random=False), data=st.data())
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_stood_before_the_damage_is_read(
+    slices: list[Intact], tmp_path: Path, kind: str, chance: random.Random, data: st.DataObject
+) -> None:
+    intact = data.draw(st.sampled_from(slices), label="slice")
+    chunk = data.draw(st.sampled_from([1 << 12, 1 << 15, 1 << 20]), label="chunk")
+    content = KINDS[kind](intact.text, chance)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsonstream, "CHUNK_BYTES", chunk)  # the seams of a large file, in a small one
+        found = judge(intact, kind, content, lambda damaged: _parse(tmp_path / "rank0.json", damaged))
+    assert found.wrong == ""
 
 
 @pytest.mark.parametrize("path", LARGE, ids=lambda path: path.name)

@@ -106,10 +106,12 @@ class Blocks:
 
 def _until_error(unpacker: zlib._Decompress, packed: bytes, limit: int) -> Iterator[bytes]:
     """Yield what can be unpacked from `packed` before the byte where zlib gives up: a failing call returns nothing."""
+    tail = b""  # not the unpacker's own at first: that is the beginning of `packed`
     for position in range(len(packed)):
         try:
-            piece = unpacker.decompress(unpacker.unconsumed_tail + packed[position : position + 1], limit)
+            piece = unpacker.decompress(tail + packed[position : position + 1], limit)
         except zlib.error:
             return
+        tail = unpacker.unconsumed_tail
         if piece:
             yield piece

@@ -99,7 +99,8 @@ class ArrayStream(Generic[T]):
     `decode` turns the bytes of a JSON array into a list of T, one an object; it raises ValueError (as msgspec's and
     Unicode's errors are) or RecursionError on broken text. `first_keys` are names with which an object may begin.
     Iterate for the lists of objects; afterwards `values` holds the raw text of the other top-level keys that are in
-    `wanted`, `repairs` tells the damage, `array_found` whether there was an array, `size` how many bytes were read.
+    `wanted` (in damaged text it may go on behind the value's end), `repairs` tells the damage, `array_found` whether
+    there was an array, `size` how many bytes were read.
     """
 
     def __init__(
@@ -267,6 +268,7 @@ class ArrayStream(Generic[T]):
             self._at = found.end()
             yield from self._array()
             yield from self._members()
+            self.repairs.complete = False
             return
         self._note("the text after the events is damaged")
         while len(self._text) - self._at < LONGEST_OBJECT_BYTES and self._more():
@@ -279,10 +281,9 @@ class ArrayStream(Generic[T]):
 
     def _collect(self, text: bytes) -> None:
         for key in sorted(self._wanted - set(self.values)):
-            found = re.search(rb'"' + re.escape(key.encode()) + rb'"\s*:\s*', text)
-            end = _value_end(text + b" ", found.end()) if found else None  # a number at the very end is whole
-            if found and end is not None:
-                self.values[key] = text[found.end() : end]
+            if found := re.search(rb'"' + re.escape(key.encode()) + rb'"\s*:\s*', text):
+                # a number at the very end is whole; the beginning of a value is better than nothing
+                self.values[key] = text[found.end() : _value_end(text + b" ", found.end())]
 
     def _note(self, what: str) -> None:
         self.repairs.at(self._offset + self._at)
@@ -364,7 +365,7 @@ class ArrayStream(Generic[T]):
             end := self._guessed_end(self._text)
         ) is not None:
             try:
-                objects = self._decode(_listed(self._text, end))
+                objects = self._decode(_legible(_listed(self._text, end)))
             except _BROKEN:
                 pass  # a wrong guess or damage: both are found below
             else:
@@ -375,7 +376,7 @@ class ArrayStream(Generic[T]):
         for cut in self._cuts():
             self._at = cut
             try:
-                objects = self._decode(_listed(self._text, cut))
+                objects = self._decode(_legible(_listed(self._text, cut)))
             except _BROKEN as error:
                 if str(error) != _TRUNCATED:
                     break
@@ -567,6 +568,13 @@ class ArrayStream(Generic[T]):
 def _listed(text: bytes, end: int) -> bytes:
     """Return the text up to `end` in brackets; joined from a view, so that it is copied once."""
     return b"".join((b"[", memoryview(text)[:end], b"]"))
+
+
+def _legible(text: bytes) -> bytes:
+    """Return the text unchanged; raises UnicodeDecodeError: a decoder does not look at what it passes over."""
+    if not text.isascii():
+        text.decode()
+    return text
 
 
 def _patterns(first_keys: Sequence[str]) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:

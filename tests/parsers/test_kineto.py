@@ -561,6 +561,39 @@ def test_odd_types_do_not_matter(read: Callable[[object], Tables]) -> None:
     assert ("k", 9000, 9, None) in rows
 
 
+def test_a_damaged_number_is_no_second_process_and_no_key(read: Callable[[object], Tables]) -> None:
+    named = {"ph": "M", "name": "thread_name", "pid": 100, "tid": [1, 2], "args": {"name": "worker"}}
+    found = read(doc(x(ts=1), x(ts=2), x(ts=3, pid=-1e300), x(ts=4, pid=-1e300), x(ts=5, pid="Spans"), named))
+    assert found["events"].height == 5
+
+
+def test_bad_utf8_where_nothing_is_read_is_told(read: Callable[[object], Tables]) -> None:
+    text = json.dumps(doc(x(ts=1), x(ts=2), x(ts=3))).encode()
+    found = read(text.replace(b'"pid"', b'"p\xe9d"', 1))
+    assert found["events"].height == 3
+    assert source(found)["repaired"] == 1
+    assert "not UTF-8" in notes(found)
+
+
+def test_a_damaged_header_value_keeps_what_stands_whole_in_it(read: Callable[[object], Tables]) -> None:
+    info = {"backend": "nccl", "rank": 3, "world_size": 8, "pg_config": [{"pg_name": "0", "ranks": [0, 1, 2]}]}
+    text = json.dumps(doc(x(), distributedInfo=info, deviceProperties=[{"id": 0, "name": "NVIDIA H100"}])).encode()
+    found = read(text.replace(b"1, 2", b"1, \0 2"))
+    assert found["ranks"].select("rank", "world_size", "backend").row(0) == (3, 8, "nccl")
+    assert "process_groups" not in found  # half a list of ranks would be another group
+    assert 'the value of "distributedInfo" is damaged' in notes(found)
+    found = read(text.replace(b"NVIDIA", b"NVIDIA\xff"))
+    assert found["ranks"]["device_name"].item() == "NVIDIA\ufffd H100"
+    assert source(found)["repaired"]
+
+
+def test_a_damaged_header_is_read_in_part(read: Callable[[object], Tables]) -> None:
+    text = json.dumps({"distributedInfo": {"rank": 3}, "deviceProperties": [], "traceEvents": [x()]}).encode()
+    found = read(text.replace(b'"deviceProperties": []', b'"devicePrope'))
+    assert found["ranks"]["rank"].item() == 3
+    assert source(found)["complete"] is False
+
+
 def test_trailing_comma_duplicate_keys_and_text_behind(read: Callable[[object], Tables]) -> None:
     found = read('{"traceEvents": [' + json.dumps(x()) + ',\n], "host_name": "a", "host_name": "b"} \n')
     assert source(found)["complete"]
