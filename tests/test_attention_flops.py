@@ -7,7 +7,7 @@ from calls import full, work
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracetool.attention_flops import causal_pairs
+from tracetool.attention_flops import causal_pairs, seen_pairs
 from tracetool.op_arguments import ALIGNMENT, MASK, VARLEN
 
 B, H, G, S, D, V = 2, 8, 2, 64, 16, 16
@@ -90,6 +90,69 @@ def test_causal_pairs_equal_counting_them(queries: int, keys: int) -> None:
     assert causal_pairs(queries, keys, from_last=False) == first
 
 
+SIDE = st.none() | st.integers(0, 10)
+
+
+@pytest.mark.parametrize("from_last", [True, False])
+@given(queries=st.integers(1, 9), keys=st.integers(1, 9), before=SIDE, after=SIDE)
+def test_pairs_of_a_window_equal_counting_them(
+    queries: int, keys: int, before: int | None, after: int | None, *, from_last: bool
+) -> None:
+    own = keys - queries if from_last else 0
+    counted = sum(
+        (before is None or k >= q + own - before) and (after is None or k <= q + own + after)
+        for q in range(queries)
+        for k in range(keys)
+    )
+    assert seen_pairs(queries, keys, before, after, from_last=from_last) == counted
+
+
+WINDOWED = [
+    ("aten::_flash_attention_forward", False, "a8", "a11", "a12"),
+    ("aten::_flash_attention_forward", False, "a8", "a14", "a15"),
+    ("flash_attn::_flash_attn_forward", False, "a5", "a6", "a7"),
+    ("flash_attn_3::fwd", False, "a24", "a25", "a26"),
+    ("aten::_flash_attention_backward", True, "a11", "a15", "a16"),
+    ("flash_attn::_flash_attn_backward", True, "a11", "a12", "a13"),
+    ("flash_attn_3::bwd", True, "a16", "a17", "a18"),
+]
+
+
+@pytest.mark.parametrize(("name", "backward", "causal", "left", "right"), WINDOWED)
+def test_a_recorded_window_cuts_the_pairs(name: str, causal: str, left: str, right: str, *, backward: bool) -> None:
+    """The trap: sliding windows counted in full give more than 100 %."""
+    dims: list[object] = [*([BSHD] if backward else []), BSHD, BSGD, BSGD, *[[]] * 25]
+    scale = 2 * B * H * ((3 * D + 2 * V) if backward else (D + V))
+    window = 16
+    pairs = window * S - window * (window - 1) // 2
+    found = work(name, dims, arguments(29, **{causal: "True", left: str(window - 1), right: "0"}))
+    assert found is not None
+    assert found.causal == scale * pairs
+    assert found.full == 2 * found.causal
+    assert found.shape.endswith("causal, window 16")
+    open_ = work(name, dims, arguments(29, **{causal: "True", left: "-1", right: "-1"}))
+    assert open_ is not None
+    assert (open_.full, open_.causal) == (scale * S * S, scale * S * S // 2)
+    both = work(name, dims, arguments(29, **{causal: "False", left: "7", right: "3"}))
+    assert both is not None
+    assert both.full == both.causal == scale * seen_pairs(S, S, 7, 3)
+    assert both.shape.endswith("window 7+1+3")
+    spelled = work(name, dims, arguments(29, **{causal: "False", left: "-1", right: "0"}))
+    assert spelled is not None
+    assert (spelled.full, spelled.causal) == (open_.full, open_.causal)
+    wide = work(name, dims, arguments(29, **{causal: "True", left: str(S), right: "0"}))
+    assert wide is not None
+    assert (wide.full, wide.causal) == (open_.full, open_.causal)
+
+
+def test_the_position_of_the_flag_differs_between_overloads() -> None:
+    """Operands of 8 bits bring their scales, which move what follows them."""
+    dims: list[object] = [BHSD, BHSD, BHSD, [], [1], [1], *[[]] * 4]
+    found = work("aten::_scaled_dot_product_flash_attention", dims, arguments(10, a7="True"))
+    assert found is not None
+    assert (found.causal, found.flags) == (ONCE // 2, ())
+
+
 def test_causal_with_fewer_queries_than_keys_is_flagged() -> None:
     short = [B, H, S // 2, D]
     found = work("aten::_scaled_dot_product_flash_attention", [short, BHSD, BHSD, *[[]] * 4], arguments(7, a4="True"))
@@ -133,6 +196,29 @@ def test_packed_sequences_are_an_upper_bound() -> None:
     assert real <= 2 * H * total * longest * (D + V)
 
 
+def test_packed_queries_that_are_fewer_than_their_keys_get_no_half() -> None:
+    """One new token a sequence sees every key before it: half would be no upper bound."""
+    name = "flash_attn::_flash_attn_varlen_forward"
+    dims: list[object] = [[4, H, D], [100, G, D], [100, G, D], [5], [5], *[[]] * 10]
+    found = work(name, dims, arguments(15, a5="1", a6="40", a9="True"))
+    assert found is not None
+    assert found.causal == found.full == 2 * H * 4 * 40 * (D + V)
+    real = sum(2 * H * length * (D + V) for length in (40, 30, 20, 10))
+    assert real <= found.causal
+
+
+@pytest.mark.parametrize(("causal", "window", "seen"), [("True", 8, 8), ("True", 30, 20), ("False", 8, 15)])
+def test_packed_sequences_under_a_window(causal: str, window: int, seen: int) -> None:
+    name = "flash_attn::_flash_attn_varlen_forward"
+    dims: list[object] = [*[[100, H, D]] * 3, [5], [5], *[[]] * 10]
+    edge = str(window - 1)
+    scalars = arguments(15, a5="40", a6="40", a9=causal, a10=edge, a11="0" if causal == "True" else edge)
+    found = work(name, dims, scalars)
+    assert found is not None
+    assert found.causal == 2 * H * 100 * seen * (D + V)
+    assert found.full >= found.causal
+
+
 def test_packed_backward() -> None:
     dims: list[object] = [*[[100, H, D]] * 4, [], [], [], [], [], [5], [5], *[[]] * 8]
     found = work("flash_attn::_flash_attn_varlen_backward", dims, arguments(18, a11="40", a12="40", a15="True"))
@@ -155,6 +241,23 @@ def test_packed_backward() -> None:
 )
 def test_tensors_that_contradict_each_other_give_no_flops(dims: list[object]) -> None:
     assert full("aten::_scaled_dot_product_flash_attention", dims, arguments(7, a4="True")) is None
+
+
+def test_keys_shared_by_all_heads_or_repeated_for_them_cost_the_same() -> None:
+    name, scalars = "aten::scaled_dot_product_attention", arguments(8, a5="False", a7="True")
+    one = [B, 1, S, D]
+    assert full(name, [BHSD, one, one], scalars) == full(name, [BHSD, BHSD, BHSD], scalars) == ONCE
+
+
+def test_cross_attention_and_empty_batches() -> None:
+    other = [B, H, 3 * S, D]
+    assert full("aten::_scaled_dot_product_flash_attention", [BHSD, other, other], arguments(7, a4="False")) == 3 * ONCE
+    nobody = [0, H, S, D]
+    assert full("aten::_scaled_dot_product_flash_attention", [nobody] * 3, arguments(7, a4="True")) == 0
+
+
+def test_nested_tensors_without_sizes_give_no_flops() -> None:
+    assert full("aten::scaled_dot_product_attention", [[], [], []], arguments(8, a5="True"), ["", "", ""]) is None
 
 
 def test_heads_folded_into_the_batch() -> None:

@@ -157,6 +157,25 @@ def test_kernel_names_tell_whether_float32_ran_in_tf32(kernel: str, dtype: str, 
     assert (PRECISION in found.calls["flags"][0]) == flagged
 
 
+@pytest.mark.parametrize(
+    ("kernel", "dtype"),
+    [
+        ("sm90_xmma_gemm_e4m3bf16_e4m3f32_f32_tn_n_tilesize128x128x128", "fp8"),
+        ("nvjet_qqtst_128x256_128x6_2x1_2cta_v_bz_TNT", "fp8"),
+        ("nvjet_sm100_qqtst_128x256_128x6_2x1_2cta_v_bz_TNT", "fp8"),
+        ("nvjet_ootst_128x256_256x4_2x1_Avec16UE4M3_Bvec16UE4M3_TNT", "fp4"),
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_TNT", "bf16"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n", "bf16"),
+    ],
+)
+def test_a_layer_that_quantises_inside_runs_in_the_format_its_kernels_name(kernel: str, dtype: str) -> None:
+    """Its operands are recorded before they are quantised: the wide format's peak would double its share."""
+    cast = ("void transformer_engine::cast_transpose_kernel<__nv_bfloat16, __nv_fp8_e4m3>", "compute", 5)
+    found = ran([Call("_Linear", [[6, 5], [4, 5]], kernels=[cast, (kernel, "compute", 90)])])
+    assert found.calls["dtype"].to_list() == found.calls["peak_dtype"].to_list() == [dtype]
+    assert flops(found) == 2 * 4 * 5 * 6
+
+
 def test_an_opaque_backward_takes_the_sizes_of_its_forward() -> None:
     qkv = [[2, 8, 4, 16]] * 3
     forward = Call("FlashAttnFunc", qkv, kernels=[GEMM], sequence=7)

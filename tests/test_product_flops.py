@@ -19,6 +19,11 @@ FP8 = "c10::Float8_e4m3fn"
         ("aten::mm", [[M, K], [K, N]], 2 * M * K * N),
         ("aten::_int_mm", [[M, K], [K, N]], 2 * M * K * N),
         ("aten::addmm", [[N], [M, K], [K, N], [], []], 2 * M * K * N),
+        ("aten::addmm", [[1, N], [M, K], [K, N], [], []], 2 * M * K * N),
+        ("aten::addmm", [[], [M, K], [K, N], [], []], 2 * M * K * N),
+        ("aten::addbmm", [[M, N], [B, M, K], [B, K, N]], 2 * B * M * K * N),
+        ("aten::mm", [[0, K], [K, N]], 0),
+        ("aten::bmm", [[B, M, 0], [B, 0, N]], 0),
         ("aten::_addmm_activation", [[N], [M, K], [K, N]], 2 * M * K * N),
         ("aten::bmm", [[B, M, K], [B, K, N]], 2 * B * M * K * N),
         ("aten::baddbmm", [[B, M, N], [B, M, K], [B, K, N]], 2 * B * M * K * N),
@@ -33,6 +38,7 @@ FP8 = "c10::Float8_e4m3fn"
         ("aten::_grouped_mm", [[M, K], [K, N], [E]], 2 * M * K * N),
         ("aten::_grouped_mm", [[E, M, K], [E, K, N]], 2 * E * M * K * N),
         ("aten::_scaled_grouped_mm", [[M, K], [E, K, N], [M], [E], [E]], 2 * M * K * N),
+        ("aten::_scaled_grouped_mm_v2", [[M, K], [E, K, N], [[M]], [], [], [[E]], [], [], [E]], 2 * M * K * N),
         ("aiter::gemm_a16w16", [[M, K], [N, K]], 2 * M * K * N),
         ("_C::cutlass_scaled_mm", [[M, N], [M, K], [K, N]], 2 * M * K * N),
         ("_Linear", [[N, K], [B, M, K], [N]], 2 * B * M * K * N),
@@ -68,6 +74,7 @@ def test_transformer_engine_gemm_needs_no_layout() -> None:
         ("aten::linear", [[M, K], [K, N]]),
         ("aten::matmul", [[2, M, K], [3, K, N]]),
         ("aten::_grouped_mm", [[E, M, K], [E + 1, K, N]]),
+        ("aten::_foreach_mm", [[[M, K], [M, K]], [[K, N], [K, N]]]),
     ],
 )
 def test_shapes_that_do_not_fit_give_no_flops(name: str, dims: list[object]) -> None:

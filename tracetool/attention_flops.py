@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tracetool.op_arguments import ALIGNMENT, DTYPE_BYTES, MASK, VARLEN, Arguments, Dims, Work
@@ -17,7 +17,9 @@ class Attention:
 
     `q`: the query, followed by key and value. `layout`: order of the sizes, bhsd or bshd; a varlen call has
     [tokens, heads, width] and its longest lengths at `longest`. `causal`: the flag, or a list to search for the first
-    boolean; `mask_type`: 1 is causal from the first key, 2 from the last. `mask`: a mask or bias tensor.
+    boolean; `mask_type`: 1 is causal from the first key, 2 from the last. `mask`: a mask or bias tensor. `window`:
+    how far behind the causal flag stands how many keys before its own a query sees, followed by how many after
+    (−1 or absent: all); the first of them that was recorded.
     """
 
     q: int
@@ -27,6 +29,7 @@ class Attention:
     mask_type: int | None = None
     lengths: int | None = None
     longest: tuple[int, int] | None = None
+    window: tuple[int, ...] = ()
     backward: bool = False
 
     def __call__(self, args: Arguments) -> Work | None:
@@ -39,11 +42,19 @@ class Attention:
         if sizes is None:
             return None
         causal, flags = self._mask(args)
+        before, after = self._window(args)
+        if after == 0:  # no key after its own: the kernels take that for causal
+            causal = causal or "last"
+        sizes = replace(sizes, before=before, after=None if causal else after)
         if sizes.varlen:
             flags = (*flags, VARLEN)
         if causal and sizes.queries != sizes.keys and not sizes.varlen:
             flags = (*flags, ALIGNMENT)
-        return _attention_work(sizes, dtype, causal=causal, flags=flags, backward=self.backward)
+        return _attention_work(sizes, dtype, causal, flags, backward=self.backward)
+
+    def _flag(self, args: Arguments) -> tuple[int, bool] | None:
+        """Return where the causal flag stands, and the flag; None when none was recorded."""
+        return next(((at, flag) for at in self.causal if (flag := args.flag(at)) is not None), None)
 
     def _mask(self, args: Arguments) -> tuple[str, tuple[str, ...]]:
         """Return which causal mask is on (empty: none) and what is not known about it."""
@@ -51,8 +62,20 @@ class Attention:
         if self.mask_type is not None:
             kind = args.integer(self.mask_type)
             return {1: "first", 2: "last"}.get(kind or 0, ""), unknown if kind is not None else (MASK,)
-        found = next((flag for at in self.causal if (flag := args.flag(at)) is not None), None)
-        return ("last" if found else ""), (unknown if found is not None else (MASK,))
+        found = self._flag(args)
+        return ("last" if found and found[1] else ""), (unknown if found is not None else (MASK,))
+
+    def _window(self, args: Arguments) -> tuple[int | None, int | None]:
+        """Return how many keys before and after its own a query sees; None: all of them."""
+        found = self._flag(args)
+        if found is None:
+            return None, None
+        for offset in self.window:
+            pair = [args.integer(found[0] + offset + side) for side in (0, 1)]
+            if pair != [None, None]:
+                before, after = (n if n is not None and n >= 0 else None for n in pair)
+                return before, after
+        return None, None
 
     def _sizes(self, args: Arguments, query: Dims, key: Dims, value: Dims) -> _AttentionSizes | None:
         if not len(query) == len(key) == len(value):
@@ -80,10 +103,11 @@ class Attention:
     def _ragged(self, args: Arguments, query: Dims, key: Dims, value: Dims) -> _AttentionSizes | None:
         longest = [args.integer(at) for at in self.longest or ()]
         keys = longest[1] if len(longest) > 1 and longest[1] else key[0]
+        alike = query[0] == key[0] and len(set(longest)) <= 1
         return _checked(
             _AttentionSizes(
                 batch=1, heads=query[1], groups=key[1], queries=query[0], keys=min(keys, key[0]),
-                width=query[2], value_width=value[2], varlen=True, stored_keys=key[0],
+                width=query[2], value_width=value[2], varlen=True, stored_keys=key[0], alike=alike,
             ),
             same=key[0] == value[0] and query[2] == key[2],
         )  # fmt: skip
@@ -91,7 +115,11 @@ class Attention:
 
 @dataclass(frozen=True)
 class _AttentionSizes:
-    """Sizes of one attention call; with `varlen`, `keys` is the most that any query can see."""
+    """Sizes of one attention call; `before` and `after` are the window, None where it is open.
+
+    With `varlen`, `keys` is the most that any query can see, and `alike` says that each sequence has as many queries
+    as keys as far as can be told.
+    """
 
     batch: int
     heads: int
@@ -101,7 +129,39 @@ class _AttentionSizes:
     width: int
     value_width: int
     varlen: bool = False
+    alike: bool = True
     stored_keys: int | None = None
+    before: int | None = None
+    after: int | None = None
+
+    @property
+    def windowed(self) -> bool:
+        """Whether a window cuts what some query sees."""
+        return any(n is not None and n < self.keys - 1 for n in (self.before, self.after))
+
+    def twice_pairs(self, causal: str) -> tuple[int, int]:
+        """Return twice the pairs counted without and with credit for a causal mask ("", "first" or "last").
+
+        Without credit a causal window counts double, as the whole square is double its half. Of packed sequences
+        both are upper bounds: each query sees the longest sequence, half of it where causal, at most its window.
+        """
+        square = self.queries * self.keys
+        if not self.varlen and not self.windowed:
+            if not causal:
+                return 2 * square, 2 * square
+            if self.queries == self.keys:
+                return 2 * square, square
+            return 2 * square, 2 * causal_pairs(self.queries, self.keys, from_last=causal == "last")
+        if self.varlen:
+            seen = self.keys if self.before is None else self.before + 1
+            if not causal:
+                seen = self.keys if None in (self.before, self.after) else seen + (self.after or 0)
+            kept = self.queries * min(seen, self.keys)
+            half = square if causal and self.alike else 2 * square
+            return (min(2 * square, 4 * kept) if causal else 2 * kept), min(2 * kept, half)
+        after = 0 if causal else self.after
+        kept = seen_pairs(self.queries, self.keys, self.before, after, from_last=causal != "first")
+        return (min(2 * square, 4 * kept) if causal else 2 * kept), 2 * kept
 
 
 def _checked(sizes: _AttentionSizes, *, same: bool) -> _AttentionSizes | None:
@@ -117,23 +177,31 @@ def causal_pairs(queries: int, keys: int, *, from_last: bool = True) -> int:
     The diagonal ends at the last key (`from_last`) or begins at the first. Counted pair by pair, the diagonal itself
     included; for the usual half of S² of equal lengths see `Work.causal`.
     """
-    if from_last:
-        if queries <= keys:
-            return queries * keys - queries * (queries - 1) // 2
-        return keys * (keys + 1) // 2
-    seen = min(queries, keys)
-    return seen * (seen + 1) // 2 + (queries - seen) * keys
+    return seen_pairs(queries, keys, None, 0, from_last=from_last)
 
 
-def _attention_work(sizes: _AttentionSizes, dtype: str, *, causal: str, flags: tuple[str, ...], backward: bool) -> Work:
+def seen_pairs(queries: int, keys: int, before: int | None, after: int | None, *, from_last: bool = True) -> int:
+    """Return how many (query, key) pairs a window keeps.
+
+    A query sees `before` keys to the left of its own and `after` to its right, None for all of them. Where a query's
+    own key is, see `causal_pairs`.
+    """
+    own = keys - queries if from_last else 0
+    right = queries * keys if after is None else _ramp(queries, own + after + 1, keys)
+    return right - (0 if before is None else _ramp(queries, own - before, keys))
+
+
+def _ramp(count: int, first: int, top: int) -> int:
+    """Return the sum of first, first + 1, … over `count` terms, each cut to 0..top."""
+    rising = max(0, min(count, top - first))  # terms below the top
+    below = max(0, min(rising, -first))  # of which these are not above 0
+    low, terms = first + below, rising - below
+    return terms * low + terms * (terms - 1) // 2 + (count - rising) * top
+
+
+def _attention_work(sizes: _AttentionSizes, dtype: str, causal: str, flags: tuple[str, ...], *, backward: bool) -> Work:
     """Return the work of one attention call by the formulas of the module."""
-    square = sizes.queries * sizes.keys
-    if not causal:
-        twice_pairs = 2 * square
-    elif sizes.varlen or sizes.queries == sizes.keys:
-        twice_pairs = square
-    else:
-        twice_pairs = 2 * causal_pairs(sizes.queries, sizes.keys, from_last=causal == "last")
+    twice_full, twice_causal = sizes.twice_pairs(causal)
     copies = sizes.batch * sizes.heads
     forward = copies * (sizes.width + sizes.value_width)
     executed = copies * (3 * sizes.width + 2 * sizes.value_width) if backward else forward
@@ -147,15 +215,23 @@ def _attention_work(sizes: _AttentionSizes, dtype: str, *, causal: str, flags: t
         family="attention",
         dtype=dtype,
         shape=f"{sizes.batch}×{heads} heads×{sizes.queries}×{sizes.keys}, width {width}"
-        + (", causal" if causal else ""),
-        full=2 * square * executed,
-        causal=twice_pairs * executed,
-        model_full=2 * square * needed,
-        model_causal=twice_pairs * needed,
+        + (", causal" if causal else "")
+        + (f", window {_window_words(sizes, causal)}" if sizes.windowed else ""),
+        full=twice_full * executed,
+        causal=twice_causal * executed,
+        model_full=twice_full * needed,
+        model_causal=twice_causal * needed,
         moved_bytes=DTYPE_BYTES[dtype] * once * (2 if backward else 1),
         backward=backward,
         flags=flags,
     )
+
+
+def _window_words(sizes: _AttentionSizes, causal: str) -> str:
+    """Return how many keys a query sees, or where they lie: those before its own, itself, those after it."""
+    if causal and sizes.before is not None:
+        return str(sizes.before + 1)
+    return "+1+".join("all" if n is None else str(n) for n in (sizes.before, sizes.after))
 
 
 def attention_function(args: Arguments) -> Work | None:

@@ -6,6 +6,8 @@
   never ran gets FLOPs.
 * Without GPU activity every innermost operator counts, except one that was recorded but never ran: checkpointing that
   stops early leaves the last operator of each recomputed block with nothing below it but `detach`.
+* The number format is that of the operands, unless the kernels say otherwise: float32 that ran in tf32, and layers
+  that quantise inside.
 * An opaque forward (`flops.Operator.pair`) gives its sizes to the backward that carries the same sequence number.
 
 Coverage is the share of kernel time (communication included) whose kernels are linked to an operator with usable
@@ -33,6 +35,11 @@ TF32_KERNELS: Final = r"(?i)tf32|s1688|xf32"
 """Kernel names that say a float32 product ran on tensor cores in tf32 (s1688 is its instruction shape on sm80)."""
 FP32_KERNELS: Final = r"(?i)sgemm|simt|ffma|f32f32_f32f32|gemv|gemmsn|dot_kernel"
 """Kernel names that say it ran in full float32, without tensor cores."""
+FP8_KERNELS: Final = r"(?i)(gemm|cutlass|matmul|tensorop).*(e4m3|e5m2|fp8)|^nvjet_(sm\d+_)?q|^Cijk_\w*_B?F8"
+FP4_KERNELS: Final = r"(?i)(gemm|cutlass|matmul|tensorop).*(e2m1|fp4)|^nvjet_(sm\d+_)?oo"
+"""Names of matrix products of 8 and 4 bits (nvjet spells its operands' formats as letters: q, o)."""
+_WIDE: Final = ("bf16", "fp16", "fp32")
+"""Formats that layers which quantise inside (Transformer Engine) get as input."""
 PRECISION: Final = "fp32_or_tf32"
 """Flag of a float32 product whose kernels do not say whether it ran in tf32; held against the tf32 peak."""
 
@@ -105,10 +112,14 @@ def executed(events: pl.DataFrame, links: pl.DataFrame, gpu: pl.DataFrame, op_sh
             kernel_ns=pl.col("dur_ns").sum(),
             tf32=name.str.contains(TF32_KERNELS).any(),
             fp32=name.str.contains(FP32_KERNELS).any(),
+            fp8=name.str.contains(FP8_KERNELS).any(),
+            fp4=name.str.contains(FP4_KERNELS).any(),
         )
         .filter(pl.col("kernels") > 0)
     )
     calls = works.join(launched, left_on="event", right_on="owner").join(about.drop("step"), on="event", how="left")
+    narrow = pl.when("fp4").then(pl.lit("fp4")).when("fp8").then(pl.lit("fp8"))
+    calls = calls.with_columns(dtype=pl.when(pl.col("dtype").is_in(_WIDE)).then(narrow).fill_null(pl.col("dtype")))
     single = pl.col("dtype") == "fp32"
     said = pl.col("tf32") | pl.col("fp32")
     calls = calls.with_columns(

@@ -10,7 +10,8 @@ causal mask may or may not be credited:
   gradient of input and weight.
 * attention: forward 2·B·H·P·(d_qk + d_v) with P = S_q·S_k pairs of query and key; H counts query heads, also with
   grouped keys. A fused backward runs five products, 2·B·H·P·(3·d_qk + 2·d_v), of which the model needs four:
-  2 × forward. `causal` figures take P = S_q·S_k/2 where S_q = S_k, else the pairs below the diagonal.
+  2 × forward. `causal` figures take P = S_q·S_k/2 where S_q = S_k, else the pairs below the diagonal. Where a window
+  was recorded P are the pairs it keeps; without causal credit a causal window counts twice those.
 
 Argument positions are those of the operators' schemas (PyTorch 2.13 aten/src/ATen/native/native_functions.yaml;
 flash-attention 2.7 flash_attn/flash_attn_interface.py; TransformerEngine 1.x and 2.x transformer_engine/pytorch).
@@ -78,6 +79,7 @@ OPERATORS: Final[Mapping[str, Operator]] = {
     "aten::baddbmm": Operator(matrices(1, 2, 3)),
     "aten::baddbmm_": Operator(matrices(1, 2, 3)),
     "aten::addbmm": Operator(matrices(1, 2, 3)),
+    "aten::addbmm_": Operator(matrices(1, 2, 3)),
     "aten::mv": Operator(vector(0, 1)),
     "aten::addmv": Operator(vector(1, 2)),
     "aten::addmv_": Operator(vector(1, 2)),
@@ -107,7 +109,7 @@ OPERATORS: Final[Mapping[str, Operator]] = {
     "aten::mkldnn_convolution": Operator(Convolution(4, 3, 5, 6), inside=_ABOVE),
     "aten::convolution_backward": Operator(convolution_backward),
     "aten::scaled_dot_product_attention": Operator(Attention(0, "bhsd", (5,), mask=3)),
-    "aten::_scaled_dot_product_flash_attention": Operator(Attention(0, "bhsd", (4,))),
+    "aten::_scaled_dot_product_flash_attention": Operator(Attention(0, "bhsd", (4, 7))),
     "aten::_scaled_dot_product_flash_attention_backward": Operator(Attention(1, "bhsd", (11,), backward=True)),
     "aten::_scaled_dot_product_efficient_attention": Operator(Attention(0, "bhsd", (6,), mask=3)),
     "aten::_scaled_dot_product_efficient_attention_backward": Operator(
@@ -123,8 +125,10 @@ OPERATORS: Final[Mapping[str, Operator]] = {
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward": Operator(
         Attention(1, "bhsd", (7,), mask=8, backward=True)
     ),
-    "aten::_flash_attention_forward": Operator(Attention(0, "bshd", (8,), lengths=3, longest=(5, 6))),
-    "aten::_flash_attention_backward": Operator(Attention(1, "bshd", (11,), lengths=6, longest=(8, 9), backward=True)),
+    "aten::_flash_attention_forward": Operator(Attention(0, "bshd", (8,), lengths=3, longest=(5, 6), window=(3, 6))),
+    "aten::_flash_attention_backward": Operator(
+        Attention(1, "bshd", (11,), lengths=6, longest=(8, 9), window=(4,), backward=True)
+    ),
     "aten::_efficient_attention_forward": Operator(
         Attention(0, "bshd", mask=3, mask_type=9, lengths=4, longest=(6, 7))
     ),
@@ -135,14 +139,16 @@ OPERATORS: Final[Mapping[str, Operator]] = {
     "aten::_cudnn_attention_backward": Operator(
         Attention(1, "bhsd", (14,), mask=8, lengths=9, longest=(11, 12), backward=True)
     ),
-    "flash_attn::_flash_attn_forward": Operator(Attention(0, "bshd", (5,))),
-    "flash_attn::_flash_attn_backward": Operator(Attention(1, "bshd", (10, 11), backward=True)),
-    "flash_attn::_flash_attn_varlen_forward": Operator(Attention(0, "bshd", (9,), lengths=3, longest=(5, 6))),
-    "flash_attn::_flash_attn_varlen_backward": Operator(
-        Attention(1, "bshd", (14, 15), lengths=9, longest=(11, 12), backward=True)
+    "flash_attn::_flash_attn_forward": Operator(Attention(0, "bshd", (5,), window=(1,))),
+    "flash_attn::_flash_attn_backward": Operator(Attention(1, "bshd", (10, 11), window=(1,), backward=True)),
+    "flash_attn::_flash_attn_varlen_forward": Operator(
+        Attention(0, "bshd", (9,), lengths=3, longest=(5, 6), window=(1,))
     ),
-    "flash_attn_3::fwd": Operator(Attention(0, "bshd", (24,), lengths=7, longest=(12, 13))),
-    "flash_attn_3::bwd": Operator(Attention(1, "bshd", (16,), lengths=9, longest=(13, 14), backward=True)),
+    "flash_attn::_flash_attn_varlen_backward": Operator(
+        Attention(1, "bshd", (14, 15), lengths=9, longest=(11, 12), window=(1,), backward=True)
+    ),
+    "flash_attn_3::fwd": Operator(Attention(0, "bshd", (24,), lengths=7, longest=(12, 13), window=(1,))),
+    "flash_attn_3::bwd": Operator(Attention(1, "bshd", (16,), lengths=9, longest=(13, 14), window=(1,), backward=True)),
     "FlashAttnFunc": Operator(attention_function, pair=2, pair_executed=2.5),
     "FlashAttnVarlenFunc": Operator(attention_function, pair=2, pair_executed=2.5),
     "FusedAttnFunc": Operator(attention_function, pair=2, pair_executed=2.5),
@@ -151,13 +157,19 @@ OPERATORS: Final[Mapping[str, Operator]] = {
 
 _FLEX: Final = re.compile(r"triton_tem_fused_.*flex_attention")
 _WITHOUT_PRODUCTS: Final = (
-    "aten::", "c10d::", "_c10d_functional::", "fsdp::", "symm_mem::", "autograd::", "record_param_comms", "nccl:",
+    "aten::", "c10d::", "_c10d_functional", "fsdp::", "symm_mem::", "autograd::", "record_param_comms", "nccl:",
     "torchvision::", "torch::autograd::", "detach",
 )  # fmt: skip
 _PLAIN: Final = re.compile(
     r"rms_?norm|layer_?norm|silu_and_mul|gelu_and_mul|rotary_embedding|(store|reshape_and)_cache"
 )
-_PRODUCT: Final = re.compile(r"gemm|mm(?![a-z])|matmul|linear|attn|attention|mha|moe|conv")
+_PRODUCT: Final = re.compile(
+    r"gemm|mm(?![a-z])|matmul|linear|attn|attention|mha|moe|conv|rnn|lstm|gru|cdist|transformer|linalg|cholesky"
+    r"|triangular_solve"
+)
+"""Parts of names of operators that multiply matrices, or may."""
+_NO_PRODUCT: Final = re.compile(r"upsample_|_thnn_|convert|linalg_(vector_|matrix_)?(norm|cross|diagonal)")
+"""Parts of names that only look so: interpolation, the element-wise part of recurrent cells, conversions, norms."""
 
 
 def operator(name: str) -> Operator | None:
@@ -172,12 +184,16 @@ def is_transparent(name: str) -> bool:
     """Say whether an operator that `operator` does not know is sure to hold no matrix product.
 
     True for PyTorch's own element-wise, copying and communicating operators and for well-known norms, activations and
-    cache writes of other libraries; false for all other custom, compiled and fused ones: their kernels may multiply
-    matrices that nobody counted.
+    cache writes of other libraries; false for those of PyTorch that multiply without a formula here (recurrent and
+    sparse layers, decompositions, weights packed to a few bits) and for all other custom, compiled and fused ones:
+    their kernels may multiply matrices that nobody counted.
     """
-    if name.startswith(_WITHOUT_PRODUCTS) or re.fullmatch(r"\w+Backward\d+", name):
+    if re.fullmatch(r"\w+Backward\d+", name):
         return True
-    return not name.startswith("triton") and bool(_PLAIN.search(name)) and not _PRODUCT.search(name)
+    own = name.rpartition("::")[2]
+    if name.startswith("triton") or (_PRODUCT.search(own) and not _NO_PRODUCT.search(own)):
+        return False
+    return name.startswith(_WITHOUT_PRODUCTS) or bool(_PLAIN.search(name))
 
 
 def count(name: str, dims: str | None, types: str | None, concrete: str | None) -> Work | None:

@@ -110,6 +110,8 @@ class Config:
     bias: bool = False
     """Linear layers launch addmm instead of mm."""
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    fp8_linears: bool = False
+    """Linear layers run as scaled products of 8-bit operands; attention keeps `dtype`."""
 
     # ---- device ----
     device_name: str = "NVIDIA H100 80GB HBM3"

@@ -22,9 +22,12 @@ GEMM: Final = {
     "_kernel__5x_cublas",
     "fp16": "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1_execute_segment_k_off"
     "_kernel__5x_cublas",
+    "fp8": "sm90_xmma_gemm_e4m3bf16_e4m3f32_f32_tn_n_tilesize128x128x128_warpgroupsize1x1x1_execute_segment_k_off"
+    "_kernel__5x_cublas",
     "fp32": "sm80_xmma_gemm_f32f32_f32f32_f32_tn_n_tilesize128x128x8_stage3_warpsize2x2x1_ffma_aligna4_alignc4_execute"
     "_kernel__5x_cublas",
 }
+FP8: Final = "c10::Float8_e4m3fn"
 FLASH_FORWARD: Final = (
     "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128, 128, 4, false, false, cutlass::bfloat16_t, "
     "Flash_kernel_traits<64, 128, 128, 4, cutlass::bfloat16_t> >, false, true, false, false, true, true, false>"
@@ -246,11 +249,31 @@ class Layers:
 
     def _gemm(self, m: int, k: int, n: int, op: str, *, model: bool) -> None:
         flops = 2 * m * k * n
-        tags = {"op_name": op, "model_flops": flops if model else 0, "hardware_flops": flops}
-        self.w.launch(GEMM[self.w.dtype], flops / self.c.gemm_flops_per_ns, tags=tags)
+        dtype = "fp8" if self.c.fp8_linears else self.w.dtype
+        tags = {"op_name": op, "model_flops": flops if model else 0, "hardware_flops": flops, "dtype": dtype}
+        self.w.launch(GEMM[dtype], flops / self.c.gemm_flops_per_ns, tags=tags)
+
+    def _scaled(self, m: int, k: int, n: int, *, model: bool, sequence: tuple[int, int] | None = None) -> None:
+        scalars = ["", "", "", "", "", "", "15", "True"]
+        types = [FP8, FP8, "float", "float", "", "", "Scalar", "Scalar"]
+        dims: list[object] = [[m, k], [k, n], [1], [1], [], [], [], []]
+        with self.w.op("aten::_scaled_mm", dims, types, scalars, sequence):
+            self._gemm(m, k, n, "aten::_scaled_mm", model=model)
+
+    def _product(self, m: int, k: int, n: int) -> None:
+        """Launch one product of a backward."""
+        if self.c.fp8_linears:
+            self._scaled(m, k, n, model=True)
+            return
+        with self.w.op("aten::mm", [[m, k], [k, n]], [self.type, self.type]):
+            self._gemm(m, k, n, "aten::mm", model=True)
 
     def _linear(self, m: int, k: int, n: int, *, model: bool) -> None:
         t = self.type
+        if self.c.fp8_linears:
+            with self.w.op("aten::linear", [[m, k], [n, k], []], [t, t, ""]):
+                self._scaled(m, k, n, model=model, sequence=self._forward_sequence())
+            return
         if self.c.bias:
             with (
                 self.w.op("aten::linear", [[m, k], [n, k], [n]], [t, t, t]),
@@ -274,11 +297,9 @@ class Layers:
     def _linear_backward(self, m: int, k: int, n: int, part: str) -> None:
         with self._node("AddmmBackward0" if self.c.bias else "MmBackward0"):
             if "B" in part:
-                with self.w.op("aten::mm", [[m, n], [n, k]], [self.type, self.type]):
-                    self._gemm(m, n, k, "aten::mm", model=True)
+                self._product(m, n, k)
             if "W" in part:
-                with self.w.op("aten::mm", [[n, m], [m, k]], [self.type, self.type]):
-                    self._gemm(n, m, k, "aten::mm", model=True)
+                self._product(n, m, k)
 
     def _attention_flops(self, s: Sizes) -> int:
         return 4 * s.batch * s.heads * s.sequence * s.whole_sequence * s.head_dim
@@ -289,7 +310,8 @@ class Layers:
         q = [s.batch, s.heads, s.sequence, s.head_dim]
         k = [s.batch, s.heads, s.whole_sequence, s.head_dim]
         op = "aten::_scaled_dot_product_flash_attention"
-        tags = {"op_name": op, "model_flops": flops if model else 0, "hardware_flops": flops, "attention": True}
+        tags = {"op_name": op, "model_flops": flops if model else 0, "hardware_flops": flops, "attention": True,
+                "dtype": self.w.dtype}  # fmt: skip
         with (
             self.w.op(
                 "aten::scaled_dot_product_attention",
@@ -313,7 +335,8 @@ class Layers:
         q = [s.batch, s.heads, s.sequence, s.head_dim]
         k = [s.batch, s.heads, s.whole_sequence, s.head_dim]
         op = "aten::_scaled_dot_product_flash_attention_backward"
-        tags = {"op_name": op, "model_flops": 2 * flops, "hardware_flops": 5 * flops // 2, "attention": True}
+        tags = {"op_name": op, "model_flops": 2 * flops, "hardware_flops": 5 * flops // 2, "attention": True,
+                "dtype": self.w.dtype}  # fmt: skip
         dims = [q, q, k, k, q, [s.batch, s.heads, s.sequence], [], [], [], [], [], [], [], [], []]
         types = [t, t, t, t, t, "float", "", "", "Scalar", "Scalar", "Scalar", "Scalar", "", "", ""]
         with (

@@ -24,7 +24,10 @@ class Truth(BudgetTruth):
         return dict(counts)
 
     def flops(self) -> list[Row]:
-        """One row a rank and step: model_flops, hardware_flops with full attention, and *_causal with half of it."""
+        """One row a rank and step: model_flops, hardware_flops with full attention, and *_causal with half of it.
+
+        `by_dtype` holds the same four figures by number format.
+        """
         rows = []
         for trace in self.traces:
             for window in self.windows[trace.place.rank]:
@@ -38,6 +41,7 @@ class Truth(BudgetTruth):
                     full = sum(t.get(f"{which}_flops", 0) for t in done)
                     attention = sum(t.get(f"{which}_flops", 0) for t in done if t.get("attention"))
                     row |= {f"{which}_flops": full, f"{which}_flops_causal": full - attention // 2}
+                    row.setdefault("by_dtype", {}).update(_by_dtype(done, which))
                 rows.append(row)
         return rows
 
@@ -130,3 +134,14 @@ class Truth(BudgetTruth):
                     key = (a.rank, a.tags["run_step"], a.tags.get("phase", "other"))
                     spans[key].append((a.start_ns, a.end_ns))
         return {key: measure(mine) for key, mine in sorted(spans.items())}
+
+
+def _by_dtype(done: list[Row], which: str) -> Row:
+    """FLOPs with full and with causal attention of these activities, by number format."""
+    found: Row = {f"{which}_flops": defaultdict(int), f"{which}_flops_causal": defaultdict(int)}
+    for tags in done:
+        flops = tags.get(f"{which}_flops", 0)
+        if flops:
+            found[f"{which}_flops"][tags["dtype"]] += flops
+            found[f"{which}_flops_causal"][tags["dtype"]] += flops // 2 if tags.get("attention") else flops
+    return found
