@@ -77,17 +77,26 @@ def _records(rank: RankView) -> pl.DataFrame:
     counters = rank.table("counters", ["at_ns", "track", "name", "device", "value"]).with_columns(
         pl.col("name").cast(pl.String), pl.col("device").fill_null(-1)
     )
-    counters = counters.filter(pl.col("name").is_in(list(_VALUES)))
-    # a record is written as up to three values; the n-th of each kind at one time on one track belong together
     keys = ["at_ns", "track", "device"]
-    numbered = counters.with_columns(turn=pl.int_range(pl.len()).over(*keys, "name"))
-    wide = numbered.group_by(*keys, "turn", maintain_order=True).agg(
-        pl.col("value").filter(pl.col("name") == name).first().alias(column) for name, column in _VALUES.items()
-    )
+    values = {column: counters.filter(pl.col("name") == name) for name, column in _VALUES.items()}
+    first, *others = values.values()
+    if all(other.select(keys).equals(first.select(keys)) for other in others):
+        # every record has all values, in the same order
+        wide = first.select(*keys, *(frame["value"].alias(column) for column, frame in values.items()))
+    else:
+        wide = _paired(counters.filter(pl.col("name").is_in(list(_VALUES))), keys)
     # nothing is reserved on the host; the profiler writes 0 there, which would read as a measurement
     on_host = pl.col("device") < 0
     told = wide.with_columns(reserved_bytes=pl.when(~on_host).then("reserved_bytes"))
     return told.sort("device", "at_ns", maintain_order=True).with_row_index("row")
+
+
+def _paired(counters: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
+    """Return a record a row where some lack a value: the n-th of each kind with the same keys belong together."""
+    numbered = counters.with_columns(turn=pl.int_range(pl.len()).over(*keys, "name"))
+    return numbered.group_by(*keys, "turn", maintain_order=True).agg(
+        pl.col("value").filter(pl.col("name") == name).first().alias(column) for name, column in _VALUES.items()
+    )
 
 
 def _windows(rank: RankView, records: pl.DataFrame, settings: Settings) -> pl.DataFrame:
@@ -109,14 +118,12 @@ def _windows(rank: RankView, records: pl.DataFrame, settings: Settings) -> pl.Da
 def _parts(rank: RankView, records: pl.DataFrame) -> pl.DataFrame:
     """Return for each record (row) the part of training its thread works on; rows without one are left out."""
     events = rank.table("events", ["track", "start_ns", "dur_ns"])
-    cpu = events.hstack(rank.table("links", ["parent", "step", "phase"])).with_columns(
-        pl.col("phase").cast(pl.String), end_ns=pl.col("start_ns") + pl.col("dur_ns")
-    )
-    cpu = cpu.with_columns(above=pl.col("phase").gather(pl.col("parent")))
-    spans = training.spans(cpu.filter(pl.col("phase").is_not_null()), PARTS)
+    cpu = events.hstack(rank.table("links", ["parent", "step", "phase"]))
+    spans = training.spans(training.changes(cpu), PARTS)
     points = records.select("row", "track", start_ns="at_ns", end_ns=pl.col("at_ns") + 1)
-    found = []
-    for part in PARTS:
+    found = [points.clear().select("row", part=pl.lit(""))]
+    recorded = set(spans["phase"].unique())
+    for part in filter(recorded.__contains__, PARTS):
         inside = intervals.covered(points, spans.filter(pl.col("phase") == part), "track")
         found.append(points.filter(inside > 0).select("row", part=pl.lit(part)))
     return pl.concat(found).unique("row", keep="first", maintain_order=True)

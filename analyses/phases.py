@@ -62,6 +62,7 @@ PROFILER_STEP: Final = r"^ProfilerStep#\d+$"
 PATHS: Final = ("path", "depth", "calls", "gpu_ns", "cpu_ns", "projected_ns", "operations")
 PHASES: Final = ("phase", "rank", "step", "gpu_ns", "cpu_ns", "source", "calls")
 _CPU: Final = ("cpu_op", "annotation", "runtime")
+_END: Final = (pl.col("start_ns") + pl.col("dur_ns")).alias("end_ns")
 
 
 def per_rank(rank: RankView, _facts: Tables, settings: Settings) -> Tables:
@@ -71,16 +72,15 @@ def per_rank(rank: RankView, _facts: Tables, settings: Settings) -> Tables:
         pl.col("launch_start_ns").is_not_null()
     )
     gpu = gpu.with_columns(pl.col("phase").cast(pl.String), end_ns=pl.col("start_ns") + pl.col("dur_ns"))
-    cpu = (
-        rank.table("events", ["event", "track", "start_ns", "dur_ns", "category", "name"])
-        .hstack(rank.table("links", ["parent", "step", "phase"]))
-        .with_columns(pl.col("phase").cast(pl.String), end_ns=pl.col("start_ns") + pl.col("dur_ns"))
+    cpu = rank.table("events", ["event", "track", "start_ns", "dur_ns", "category", "name"]).hstack(
+        rank.table("links", ["parent", "step", "phase"])
     )
-    cpu = cpu.with_columns(above=pl.col("phase").gather(pl.col("parent")))
-    by_path, paths_left_out = _paths(cpu, gpu, steps, settings)
-    annotations, left_out = _annotations(cpu, steps)
+    chosen = _is_annotation(cpu, steps)
+    by_path, paths_left_out = _paths(cpu, chosen, gpu, settings)
+    annotations, left_out = _annotations(cpu.filter(chosen))
+    of_parts = training.changes(cpu).filter(pl.col("category").is_in(_CPU))
     gpu_ns = pl.concat([_gpu_of_parts(gpu), gpu_of_ranges(annotations, gpu)])
-    cpu_ns = pl.concat([_cpu_of_parts(cpu.filter(pl.col("category").is_in(_CPU))), _cpu_of_ranges(annotations)])
+    cpu_ns = pl.concat([_cpu_of_parts(of_parts), _cpu_of_ranges(annotations)])
     if not gpu.height:
         gpu_ns = gpu_ns.with_columns(gpu_ns=pl.lit(None, pl.Int64))
     keys = ["source", "phase", "step"]
@@ -98,11 +98,10 @@ def per_rank(rank: RankView, _facts: Tables, settings: Settings) -> Tables:
     }
 
 
-def _paths(cpu: pl.DataFrame, gpu: pl.DataFrame, steps: pl.DataFrame, settings: Settings) -> tuple[pl.DataFrame, int]:
+def _paths(cpu: pl.DataFrame, chosen: pl.Series, gpu: pl.DataFrame, settings: Settings) -> tuple[pl.DataFrame, int]:
     """Return table `paths` of a rank, most time first, and how many were cut; no row where no annotations nest."""
-    chosen = _is_annotation(cpu, steps)
     found = paths(cpu["name"], cpu["parent"].fill_null(-1).to_numpy(), chosen.to_numpy())
-    ranges = cpu[found.rows].select("track", "step", "start_ns", "end_ns").with_columns(number=pl.Series(found.number))
+    ranges = cpu[found.rows].select("track", "step", "start_ns", _END, number=pl.Series(found.number))
     if settings.steps is not None:
         ranges = ranges.filter(pl.col("step").is_in(settings.steps))
     texts = found.texts.with_row_index("number").with_columns(pl.col("number").cast(pl.Int64))
@@ -139,19 +138,16 @@ def _paths(cpu: pl.DataFrame, gpu: pl.DataFrame, steps: pl.DataFrame, settings: 
 def _is_annotation(cpu: pl.DataFrame, steps: pl.DataFrame) -> pl.Series:
     """Say of each event whether it is an annotation and no step range."""
     of_steps = steps.select(start_ns="range_start_ns", end_ns="range_end_ns").drop_nulls().unique()
-    marked = cpu.join(
-        of_steps.with_columns(is_step=pl.lit(value=True)), on=["start_ns", "end_ns"], how="left", maintain_order="left"
-    )
-    return marked.select(
-        (pl.col("category") == "annotation")
-        & pl.col("is_step").is_null()
-        & ~pl.col("name").cast(pl.String).str.contains(PROFILER_STEP)
-    ).to_series()
+    ranges = cpu.select("category", "name", "start_ns", _END).with_row_index("row")
+    ranges = ranges.filter(pl.col("category") == "annotation").join(of_steps, on=["start_ns", "end_ns"], how="anti")
+    ranges = ranges.filter(~pl.col("name").cast(pl.String).str.contains(PROFILER_STEP))
+    chosen = np.zeros(cpu.height, np.bool_)
+    chosen[ranges["row"].to_numpy()] = True
+    return pl.Series(chosen)
 
 
-def _annotations(cpu: pl.DataFrame, steps: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+def _annotations(ranges: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     """Return the ranges (phase = their name, step, start_ns, end_ns) of the names with most time; how many were cut."""
-    ranges = cpu.filter(_is_annotation(cpu, steps))
     names = (
         ranges.group_by("name")
         .agg(pl.col("dur_ns").sum())
@@ -160,8 +156,8 @@ def _annotations(cpu: pl.DataFrame, steps: pl.DataFrame) -> tuple[pl.DataFrame, 
     kept = names.head(MAX_NAMES).select("name").with_row_index("order")
     found = (
         ranges.join(kept, on="name")
-        .sort("order", "start_ns", "end_ns", "event")
-        .select(phase=pl.col("name").cast(pl.String), step="step", start_ns="start_ns", end_ns="end_ns")
+        .sort("order", "start_ns", "event")
+        .select(phase=pl.col("name").cast(pl.String), step="step", start_ns="start_ns", end_ns=_END)
     )
     return found, names.height - kept.height
 

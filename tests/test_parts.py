@@ -32,3 +32,19 @@ def test_only_the_outermost_ranges_of_a_part_are_edges() -> None:
     outermost, inside = parts.edges(CPU, ("backward", "recompute"))
     assert outermost["start_ns"].to_list() == [0, 10, 30]
     assert inside.select("phase", "start_ns", "end_ns").rows() == [("backward", 10, 40)]
+
+
+def test_edges_of_parts_are_where_the_phase_changes() -> None:
+    events = pl.DataFrame(
+        {
+            "start_ns": [0, 10, 12, 50, 200],
+            "dur_ns": [100, 30, 8, 10, 5],
+            "phase": ["backward", "recompute", "recompute", "backward", None],
+            "parent": [None, 0, 1, 0, None],
+        }
+    )
+    found = parts.changes(events)
+    assert found.select("start_ns", "end_ns", "phase", "above").rows() == [
+        (0, 100, "backward", None),
+        (10, 40, "recompute", "backward"),
+    ]

@@ -12,11 +12,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+def changes(cpu: pl.DataFrame) -> pl.DataFrame:
+    """Return the events whose phase is not that of the event around them: every edge of a part is one of these.
+
+    `cpu` holds all events of a rank in stored order, with start_ns, dur_ns, phase and parent (the row of the event
+    around). Adds end_ns and above, the phase of that event; phases become text.
+    """
+    above = pl.col("phase").gather(pl.col("parent"))
+    few = cpu.with_columns(above=above).filter(pl.col("phase").ne_missing(pl.col("above")))
+    return few.with_columns(pl.col("phase", "above").cast(pl.String), end_ns=pl.col("start_ns") + pl.col("dur_ns"))
+
+
 def edges(cpu: pl.DataFrame, parts: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return the outermost ranges of each part, and the ranges of other phases right inside ranges of a part.
 
-    `cpu` has track, start_ns, end_ns, step, phase (text) and above, the phase of the enclosing range. Both results have
-    phase (of the part), step, track, start_ns, end_ns.
+    `cpu` has what `changes` returns, or more events, with track and step. Both results have phase (of the part), step,
+    track, start_ns, end_ns.
     """
     keys = ["phase", "step", "track", *intervals.ENDS]
     changes = cpu.filter(pl.col("phase").ne_missing(pl.col("above")))
