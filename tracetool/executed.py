@@ -82,17 +82,16 @@ class Executed:
 def executed(events: pl.DataFrame, links: pl.DataFrame, gpu: pl.DataFrame, op_shapes: pl.DataFrame) -> Executed:
     """Return what ran on one rank.
 
-    Takes columns event, name of `events`; event, parent, step, phase of `links` (one row an event, in event order);
+    Takes columns event, name of `events` and event, parent, step, phase of `links` (one row an event, in event order);
     kind, name, dur_ns, launch, op, step of `gpu`; and all of `op_shapes`.
     """
     parents = links["parent"].fill_null(-1).to_numpy().astype(np.int64)
-    shapes = op_shapes.join(events.select("event", pl.col("name").cast(pl.String)), on="event", how="left")
+    shapes = op_shapes.with_columns(name=events["name"].gather(op_shapes["event"]).cast(pl.String))
     counted = _innermost(shapes, parents, events)
     works = _works(shapes.filter(pl.col("event").is_in(counted)))
     owner = _owners(counted, parents)
-    about = links.select("event", pl.col("step"), pl.col("phase").cast(pl.String))
     if gpu.is_empty():
-        calls = works.join(about, on="event", how="left").with_columns(
+        calls = works.hstack(_looked_up(links, works, "step", "phase")).with_columns(
             peak_dtype="dtype", kernels=pl.lit(None, pl.Int32), kernel_ns=pl.lit(None, pl.Int64)
         )
         never = _phantoms(calls, parents, events)
@@ -117,7 +116,8 @@ def executed(events: pl.DataFrame, links: pl.DataFrame, gpu: pl.DataFrame, op_sh
         )
         .filter(pl.col("kernels") > 0)
     )
-    calls = works.join(launched, left_on="event", right_on="owner").join(about.drop("step"), on="event", how="left")
+    calls = works.join(launched, left_on="event", right_on="owner", maintain_order="left")
+    calls = calls.hstack(_looked_up(links, calls, "phase"))
     narrow = pl.when("fp4").then(pl.lit("fp4")).when("fp8").then(pl.lit("fp8"))
     calls = calls.with_columns(dtype=pl.when(pl.col("dtype").is_in(_WIDE)).then(narrow).fill_null(pl.col("dtype")))
     single = pl.col("dtype") == "fp32"
@@ -128,7 +128,13 @@ def executed(events: pl.DataFrame, links: pl.DataFrame, gpu: pl.DataFrame, op_sh
         flags=pl.when(single & ~said).then(pl.concat_list("flags", pl.lit([PRECISION]))).otherwise("flags"),
     ).filter(pl.col("full").is_not_null())
     coverage, opaque = _coverage(gpu, kernels, shapes, events, calls)
-    return Executed(_ordered(calls), coverage, opaque, _ordered(works.clear().join(about, on="event", how="left")))
+    return Executed(_ordered(calls), coverage, opaque, _ordered(works.clear()))
+
+
+def _looked_up(links: pl.DataFrame, calls: pl.DataFrame, *columns: str) -> pl.DataFrame:
+    """Return columns of `links`, text for phase, of each call's own event."""
+    found = links.select(columns)[calls["event"]]
+    return found.with_columns(pl.col("phase").cast(pl.String))
 
 
 def _ordered(calls: pl.DataFrame) -> pl.DataFrame:
@@ -268,11 +274,10 @@ def _coverage(
     both = pl.concat([kernels.drop("compute").with_columns(comm=pl.lit(False)), comm.with_columns(comm=pl.lit(True))])
     sized = shapes.filter(pl.col("input_dims").is_not_null()).select("event", op_name="name")
     counted = calls.select("event").with_columns(counted=pl.lit(True))
-    named = events.select("event", pl.col("name").cast(pl.String).alias("launcher"))
     both = (
-        both.join(sized, left_on="op", right_on="event", how="left")
-        .join(counted, left_on="owner", right_on="event", how="left")
-        .join(named, left_on="op", right_on="event", how="left")
+        both.join(sized, left_on="op", right_on="event", how="left", maintain_order="left")
+        .join(counted, left_on="owner", right_on="event", how="left", maintain_order="left")
+        .with_columns(launcher=events["name"].gather(both["op"]).cast(pl.String))
     )
     clear = {name: flops.is_transparent(name) and flops.operator(name) is None for name in sized["op_name"].unique()}
     plain = pl.col("op_name").is_in([name for name, good in clear.items() if good])
