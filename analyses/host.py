@@ -125,9 +125,9 @@ def _cpu(rank: RankView, launches: pl.Series) -> pl.DataFrame:
         "start_ns",
         (pl.col("start_ns") + pl.col("dur_ns")).alias("end_ns"),
         pl.col("track").is_in(threads.implode()).alias("launches"),
-        pl.col("category").cast(pl.String),
+        "category",
         "name",
-        pl.col("phase").cast(pl.String),
+        "phase",
         "parent",
     )
 

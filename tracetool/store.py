@@ -233,13 +233,13 @@ def stat_key(path: Path, code: str) -> str:
 
 def content_key(path: Path, code: str) -> str:
     """Return a key of a file's or folder's content and of the code that is to read it."""
-    digest = hashlib.blake2b(code.encode(), digest_size=20)
+    digest = hashlib.sha256(code.encode())  # processors have instructions for it: half the time of BLAKE2
     for file in _files(path):
         digest.update((os.fsencode(file.name) if file != path else b"") + b"\0")
         with file.open("rb") as stream:
             while chunk := stream.read(_HASH_CHUNK):
                 digest.update(chunk)
-    return digest.hexdigest()
+    return digest.hexdigest()[:40]
 
 
 def _files(path: Path) -> list[Path]:
