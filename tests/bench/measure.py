@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 NAMED = ("budget", "overlap", "kernels", "host")
 """The analyses that answer what HolisticTraceAnalysis is asked: temporal breakdown, idle, overlap, kernels, queue."""
 _REPORT_MODULES = (
-    "polars", "tracetool.cli", "tracetool.run", "tracetool.report", "tracetool.derive", "tracetool.join.clocks",
-    "tracetool.join.groups", "tracetool.join.match", "tracetool.join.price", "tracetool.join.summary",
-    "tracetool.join.waits",
+    "numpy.ma", "polars", "tracetool.cli", "tracetool.run", "tracetool.report", "tracetool.derive",
+    "tracetool.join.clocks", "tracetool.join.groups", "tracetool.join.match", "tracetool.join.price",
+    "tracetool.join.summary", "tracetool.join.waits",
 )  # fmt: skip
 
 
@@ -83,17 +83,22 @@ def named(trace: Path, _: Path) -> str:
 
 
 def _command(arguments: list[str]) -> str:
+    _run(["formats"])  # what typer imports for any command is start-up
+    mark = _Mark()
+    _run([*arguments, "--engine", "serial", "--quiet"])
+    return mark.told()
+
+
+def _run(arguments: list[str]) -> None:
     from tracetool import cli  # noqa: PLC0415 - see _load_tracetool
 
-    sys.argv = ["tracetool", *arguments, "--engine", "serial", "--quiet"]
-    mark = _Mark()
+    sys.argv = ["tracetool", *arguments]
     with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())):
         try:
             cli.main()
         except SystemExit as exited:
             if exited.code:
                 raise RuntimeError(f"exit code {exited.code}") from None
-    return mark.told()
 
 
 def hta(trace: Path, _: Path) -> str:
