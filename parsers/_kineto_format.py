@@ -160,6 +160,9 @@ class MemoryArgs(Struct, gc=False):
     reserved: Any = msgspec.field(default=NULL, name="Total Reserved")
 
 
+COMM_INTS: Final = ("group_size", "in_elems", "out_elems", "seq")
+COMM_TEXTS: Final = ("op", "group", "group_desc", "dtype")
+COMM_RAW: Final = ("group_ranks", "in_split", "out_split")
 COMM_MARKS: Final = (b'"Collective name"', b'"Process Group Name"')
 SHAPE_KEYS: Final = {
     "input_dims": b'"Input Dims"', "input_types": b'"Input type"', "input_strides": b'"Input Strides"',

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 from tracetool.parsers._kineto_format import (  # type: ignore[import-not-found]  # mapped at install time
+    COMM_INTS,
     COMM_MARKS,
+    COMM_RAW,
+    COMM_TEXTS,
     FLOWS,
     LIST_DECODERS,
     MEMORY,
@@ -64,7 +67,9 @@ class Reader:
         self.ops: dict[str, list[NDArray[Any]]] = {}
         self.copies: dict[str, list[Any]] = {}
         self.syncs: dict[str, list[Any]] = {}
-        self.comms: dict[str, list[Any]] = {}
+        self.comms: dict[str, list[NDArray[Any]]] = {}
+        self.comm_texts = Codes()
+        """Texts of communications as they were decoded; raw JSON as bytes, so that no chunk is kept alive."""
         self.memory: dict[str, list[NDArray[Any]]] = {}
         self.instants: dict[str, list[NDArray[Any]]] = {}
         self.counts: list[Count] = []
@@ -203,12 +208,18 @@ class Reader:
 
     def _take_comms(self, rows: list[int], raws: list[Raw]) -> None:
         args, *_ = self._decode_args(raws, CommArgs)
-        fields = _fields(args, *(name for name in CommArgs.__struct_fields__ if name not in ("source", "target")))
         target, source = ints([arg.target for arg in args]), ints([arg.source for arg in args])
         # both ends may be recorded: the peer is the one that is not this rank's side of the operation
         receives = np.array([isinstance(arg.op, str) and "recv" in arg.op for arg in args], dtype=np.bool_)
         first, second = np.where(receives, source, target), np.where(receives, target, source)
-        extend(self.comms, row=rows, peer=np.where(first == NULL, second, first).tolist(), **fields)
+        append(
+            self.comms,
+            row=np.array(rows),
+            peer=np.where(first == NULL, second, first),
+            **{name: ints(list(map(attrgetter(name), args))) for name in COMM_INTS},
+            **{name: self.comm_texts.of(list(map(attrgetter(name), args))) for name in COMM_TEXTS},
+            **{name: self.comm_texts.of(list(map(bytes, map(attrgetter(name), args)))) for name in COMM_RAW},
+        )
 
     def _take_instants(self, instants: list[Instant], at: Ints) -> None:
         self.lost["time"] += int((at == NULL).sum())

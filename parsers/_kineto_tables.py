@@ -17,6 +17,9 @@ from tracetool.parsers._kineto_facts import (  # type: ignore[import-not-found] 
 from tracetool.parsers._kineto_format import (  # type: ignore[import-not-found]  # mapped at install time
     CATEGORY,
     CATEGORY_CODE,
+    COMM_INTS,
+    COMM_RAW,
+    COMM_TEXTS,
     MEMORY,
     ON_CPU,
     ON_GPU,
@@ -71,8 +74,7 @@ class Assembly:
         facts = Facts(self._reader, self._stream, rows, self._window, self._notes)
         event_of = np.full(int(rows["row"].max(initial=-1)) + 1, -1)
         event_of[rows["row"][order]] = np.arange(len(order))
-        result = {
-            "events": self._events(order),
+        small = {
             "tracks": self._tracks,
             "op_shapes": self._op_shapes(event_of),
             "comm_args": self._comm_args(event_of),
@@ -82,6 +84,9 @@ class Assembly:
             "process_groups": facts.process_groups(),
             "ranks": facts.ranks(),
         }
+        del event_of
+        # the longest table last: it takes the columns of the rows with it
+        result = {"events": self._events(order), **small}
         result["sources"] = facts.sources(self._path, self._bytes, result["events"].height)
         rank = facts.rank()
         return {
@@ -99,7 +104,7 @@ class Assembly:
         reader = self._reader
         names = ("start", "dur", "category", "name", "pid", "tid", "correlation", "external")
         rows = joined(reader.events) or {name: np.zeros(0, np.int64) for name in names}
-        rows["row"] = np.arange(len(rows["start"]))
+        rows["row"] = np.arange(len(rows["start"]), dtype=np.int32)
         if reader.instants:
             instants = joined(reader.instants)
             count = len(instants["start"])
@@ -129,19 +134,20 @@ class Assembly:
         if span.any():
             start, end = rows["start"][span], (rows["start"] + rows["dur"])[span]
             self._window = int(start.min()), int(end.max())
-            rows = {name: values[~span] for name, values in rows.items()}
+            kept = ~span
+            for name in list(rows):  # one at a time: memory holds one column twice, not all
+                rows[name] = rows[name][kept]
         return rows
 
     def _number_tracks(self) -> tuple[pl.DataFrame, NDArray[np.int32]]:
         """Return table `tracks` and the track of every row."""
         rows = self._rows
-        side_of = np.full(len(tables.CATEGORIES), _OTHER)
+        side_of = np.full(len(tables.CATEGORIES), _OTHER, np.int64)
         side_of[[CATEGORY_CODE[name] for name in ON_GPU]] = _GPU
         side_of[[CATEGORY_CODE[name] for name in ON_CPU]] = _CPU
-        side = side_of[rows["kind"]]
         processes, threads = max(len(self._process_texts), 1), max(len(self._thread_texts), 1)
-        pair = rows["pid"].astype(np.int64) * threads + rows["tid"]
-        key = side * (processes * threads) + pair
+        key = side_of[rows["kind"]] * (processes * threads)
+        key += rows["pid"] * np.int64(threads) + rows["tid"]
         keys, found = numbered(key, 3 * processes * threads)
         # the same thread may have been written as 7 and as "7": one label, one track
         labels = [
@@ -204,18 +210,19 @@ class Assembly:
     # ---- tables ----
 
     def _events(self, order: Ints) -> pl.DataFrame:
+        """Return table `events`; the columns of the rows are let go of one by one: they are long."""
         rows = self._rows
         names = pl.Series(self._reader.names.texts(), dtype=pl.String).cast(tables.Text)
         return pl.DataFrame(
             {
                 "event": np.arange(len(order)),
                 "track": self._track_of[order],
-                "start_ns": rows["start"][order],
-                "dur_ns": rows["dur"][order],
-                "category": pl.Series(tables.CATEGORIES, dtype=tables.Category).gather(rows["kind"][order]),
-                "name": names.gather(rows["name"][order]),
-                "correlation": nullable(rows["correlation"][order]),
-                "external_id": nullable(rows["external"][order]),
+                "start_ns": rows.pop("start")[order],
+                "dur_ns": rows.pop("dur")[order],
+                "category": pl.Series(tables.CATEGORIES, dtype=tables.Category).gather(rows.pop("kind")[order]),
+                "name": names.gather(rows.pop("name")[order]),
+                "correlation": nullable(rows.pop("correlation")[order]),
+                "external_id": nullable(rows.pop("external")[order]),
             }
         )
 
@@ -231,16 +238,16 @@ class Assembly:
         return pl.DataFrame({"event": event[order], **data})
 
     def _comm_args(self, event_of: Ints) -> pl.DataFrame:
-        columns = self._reader.comms
-        if not columns:
+        if not self._reader.comms:
             return tables.empty("comm_args")
-        width = [dtype_bytes(text) if isinstance(text, str) else None for text in columns["dtype"]]
-        data: dict[str, pl.Series] = {"event": pl.Series(event_of[np.array(columns["row"])])}
-        for name in ("group_size", "in_elems", "out_elems", "seq", "peer"):
-            data[name] = nullable(ints(columns[name]))
-        for name in ("op", "group", "group_desc", "group_ranks", "dtype", "in_split", "out_split"):
-            data[name] = pl.Series(_texts(columns[name]), dtype=pl.String)
-        size = pl.Series(width, dtype=pl.Int64)
+        columns = joined(self._reader.comms)
+        keys = list(self._reader.comm_texts)
+        texts = pl.Series([text_of(Raw(key) if isinstance(key, bytes) else key) for key in keys], dtype=pl.String)
+        width = pl.Series([dtype_bytes(key) if isinstance(key, str) else None for key in keys], dtype=pl.Int64)
+        data: dict[str, pl.Series] = {"event": pl.Series(event_of[columns["row"]])}
+        data |= {name: nullable(columns[name]) for name in ("peer", *COMM_INTS)}
+        data |= {name: texts.gather(columns[name]) for name in (*COMM_TEXTS, *COMM_RAW)}
+        size = width.gather(columns["dtype"])
         data["in_bytes"], data["out_bytes"] = data["in_elems"] * size, data["out_elems"] * size
         return _narrowed(pl.DataFrame(data), "comm_args").sort("event")
 
@@ -353,16 +360,6 @@ def _label(args: bytes | None, key: str) -> str | None:
     value = json_value(args) if args else None
     text = value.get(key) if isinstance(value, dict) else None
     return text.strip() or None if isinstance(text, str) else None
-
-
-def _texts(values: list[Any]) -> list[str | None]:
-    """Return values as text; each distinct one, which there are few of, is made into text once."""
-    keys = [bytes(value) if isinstance(value, Raw) else value for value in values]
-    try:
-        known = {key: text_of(value) for key, value in dict(zip(keys, values, strict=True)).items()}
-    except TypeError:  # a list or an object where a text is meant
-        return [text_of(value) for value in values]
-    return [known[key] for key in keys]
 
 
 def _narrowed(table: pl.DataFrame, name: str) -> pl.DataFrame:

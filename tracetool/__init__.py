@@ -11,6 +11,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from tracetool import heap
 from tracetool.errors import NotComparable, NothingReadable, TracetoolError, UnreadableTrace, UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ __all__ = [
     "UsageError",
     "open_run",
 ]
+
+heap.keep_little()  # before anything here loads polars
 
 _HOMES = {"Finding": "results", "Result": "results", "Run": "run", "Settings": "settings", "open_run": "run"}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tracetool import registry, store
+from tracetool import heap, registry, store
 from tracetool.errors import StoreFailed, TracetoolError, UnreadableTrace
 from tracetool.needs import NEEDS
 from tracetool.settings import Settings
@@ -176,6 +176,7 @@ def _entry(job: ReadJob, code: str) -> tuple[str, dict[int | None, Tables]]:
         store.drop(store.entry_path(job.root, key))  # what is there is not whole
         parser = next(p for p in registry.parsers() if p.__name__.rpartition(".")[2] == source.parser)
         tables = parser.parse(source.path, registry.ParseOptions(display_path=source.display))
+        heap.give_back()
         fresh = split_by_rank(tables)
         if before and store.stat_key(source.path, code) != before:
             # it grew meanwhile: what was read is not what was hashed, and is good for this run only
@@ -226,6 +227,8 @@ def _derive_rank(
         with store.new_folder(target) as temporary:
             store.write_tables(temporary, made)
             (temporary / "summary.json").write_bytes(msgspec.json.encode(summarize(local, base, made)))
+        del base, made
+        heap.give_back()
     return msgspec.json.decode(summary.read_bytes(), type=RankSummary)
 
 

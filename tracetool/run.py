@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from tracetool import registry, store
+from tracetool import heap, registry, store
 from tracetool.discover import legible
 from tracetool.engine import SerialExecutor, executor, in_order
 from tracetool.errors import StoreFailed, TracetoolError, UsageError
@@ -86,6 +86,7 @@ def _answer(job: RankJob, name: str, facts: Tables) -> Answer:
             # empty tables are kept too: their columns are part of the answer
             for table, frame in tables.items():
                 frame.write_parquet(temporary / f"{table}.parquet", compression="lz4")
+    heap.give_back()
     return Answer(tables, "")
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 NAMED = ("budget", "overlap", "kernels", "host")
 """The analyses that answer what HolisticTraceAnalysis is asked: temporal breakdown, idle, overlap, kernels, queue."""
 _REPORT_MODULES = (
-    "numpy.ma", "polars", "tracetool.cli", "tracetool.run", "tracetool.report", "tracetool.derive",
+    "tracetool.cli", "numpy.ma", "polars", "tracetool.run", "tracetool.report", "tracetool.derive",
     "tracetool.join.clocks", "tracetool.join.groups", "tracetool.join.match", "tracetool.join.price",
     "tracetool.join.summary", "tracetool.join.waits",
 )  # fmt: skip
