@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tracetool.tables import Tables
 
 FORMAT = "nccl_flight_recorder"
+READS_PLACE = True
 
 _USUAL_NAME: Final = re.compile(r"(?:trace_rank_|fr_trace_|_dump_)\d+(?:\.json|\.pkl|\.pickle)?(?:\.gz)?$")
 _TRAILING_INTEGER: Final = re.compile(r"(\d+)(?:\.json|\.pkl|\.pickle)?(?:\.gz)?$")
@@ -74,8 +75,8 @@ def parse(path: Path, options: ParseOptions) -> Tables:
         notes.append(f"{dropped} records are no records and were left out.")
     rank = _rank_in_name(options.display_path)
     collectives = _in_flight(_collectives(entries, rank or 0, options.display_path, notes))
-    groups = _process_groups(top, entries, -1 if rank is None else rank)
     rank = -1 if rank is None else rank
+    groups = _process_groups(top, entries, rank, options.display_path)
     collectives = collectives.with_columns(rank=pl.lit(rank, pl.Int32))
     version = _text(top.get("version")) or ("none" if isinstance(content, list) else None)
     library = _text(top.get("comm_lib_version")) or _text(top.get("nccl_version"))
@@ -229,7 +230,7 @@ def _in_flight(records: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _process_groups(top: Entry, entries: Sequence[Entry], rank: int) -> pl.DataFrame:
+def _process_groups(top: Entry, entries: Sequence[Entry], rank: int, source: str) -> pl.DataFrame:
     """Build table `process_groups`: what the dump configures, and what only its records name."""
     described: dict[str, tuple[str | None, list[int] | None]] = {}
     config = top.get("pg_config")
@@ -268,6 +269,7 @@ def _process_groups(top: Entry, entries: Sequence[Entry], rank: int) -> pl.DataF
             "desc": [described[name][0] or None for name in names],
             "ranks": [described[name][1] for name in names],
             "size": [len(members) if (members := described[name][1]) else None for name in names],
+            "source": [source] * len(names),
         },
     )
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tracetool.tables import Tables
 
 FORMAT = "nccl_inspector"
+READS_PLACE = True
 
 _TIMES_RANKS: Final = ("all_gather", "reduce_scatter")
 _LARGEST: Final = 1 << 62

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tracetool.tables import Tables
 
 FORMAT = "nccl_log"
+READS_PLACE = True
 
 _TAIL_BYTES: Final = 1 << 18
 _LAUNCHES: Final = 200_000

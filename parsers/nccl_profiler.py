@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tracetool.tables import Tables
 
 FORMAT = "nccl_profiler"
+READS_PLACE = True
 
 _MARKS: Final = (
     b'"cat": "COLL"',

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tracetool.tables import Tables
 
 FORMAT = "nccl_ras"
+READS_PLACE = True
 
 _LIMIT: Final = 256 << 20
 _MEMORY_PER_BYTE: Final = 24

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tracetool.tables import Tables
 
 FORMAT = "nccl_tests"
+READS_PLACE = True
 
 _HEADER: Final = re.compile(rb"size\s+count\s+(?:\(elements\)\s+)?type\b.*\balgbw\s+busbw", re.DOTALL)
 _JSON_KEYS: Final = (b'"nccl_version"', b'"args"', b'"env"')

@@ -79,13 +79,14 @@ def reduce(views: Sequence[Rank], files: pl.DataFrame, settings: Settings) -> Re
     return cast("Result", hangs.analyze({name: pl.concat(tables) for name, tables in parts.items()}, run, settings))
 
 
-def read(folder: Path) -> list[Tables]:
-    """Parse every recognised file of a folder."""
+def read(folder: Path, name: str = "") -> list[Tables]:
+    """Parse every recognised file of a folder, which the run's sources call `name`."""
     found = []
     parsers = [parser("nccl_flight_recorder"), parser("nccl_log")]
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         head = path.read_bytes()[:65_536]
-        found += [one.parse(path, ParseOptions(path.name)) for one in parsers if one.sniff(path, head)]
+        shown = f"{name}/{path.name}" if name else path.name
+        found += [one.parse(path, ParseOptions(shown)) for one in parsers if one.sniff(path, head)]
     return found
 
 

@@ -215,3 +215,19 @@ def test_an_index_that_names_no_entry_is_not_followed(tmp_path: Path) -> None:
         for text in (b"../entries", b"", b"\xff\xfe"):
             (opened.root / "index" / "key").write_bytes(text)
             assert store.indexed(opened.root, "key") is None
+
+
+def test_equal_dumps_of_two_ranks_stay_two(tmp_path: Path) -> None:
+    """The rank of a dump stands in its name alone, and its source in its tables: equal bytes are not one entry."""
+    nothing = {"version": "2.10", "pg_config": {"0": {"name": "0", "desc": "default_pg", "ranks": "[0, 1]"}},
+               "pg_status": {}, "entries": []}  # fmt: skip
+    job = tmp_path / "outer" / "job"
+    job.mkdir(parents=True)
+    for rank in (0, 1):
+        (job / f"nccl_trace_rank_{rank}.json").write_text(json.dumps(nothing))
+    cache = str(tmp_path / "cache")
+    for place, prefix in ((job, ""), (job.parent, "job/")):
+        with tracetool.open_run(place, engine="serial", cache=cache) as run:
+            assert run.ranks == [0, 1]
+            sources = run.table("dumps").select("source").collect()["source"].to_list()
+            assert sources == [f"{prefix}nccl_trace_rank_{rank}.json" for rank in (0, 1)]

@@ -21,6 +21,7 @@ from tracetool.palette import colours, fill, ink
 from tracetool.plots import line, scatter
 from tracetool.svg import Made, numbers, percent
 from tracetool.units import ABSENT, cell, clean, figure, heading, short, unit_of
+from tracetool.waitgraph import graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -80,12 +81,14 @@ def _problem(chart: Chart, table: pl.DataFrame | None) -> str:
     if table is None:
         return f"There is no table {clean(chart.table)} to draw."
     text = str(chart.options.get("text", ""))
-    named = [chart.label, chart.x, *chart.y, chart.series, chart.size, text]
+    detail = str(chart.options.get("detail", ""))
+    named = [chart.label, chart.x, *chart.y, chart.series, chart.size, text, detail]
     missing = [column for column in named if column and column not in table.columns]
     if missing:
         return f"Table {clean(chart.table)} has no column {clean(', '.join(missing))} to draw."
     needed = {"heat": ("label", "x"), "gantt": ("label", "x"), "timeline": ("label", "x"), "scatter": ("x",),
-              "line": ("x",), "stack": ("label",), "bars": ("label",), "waterfall": ("label",)}  # fmt: skip
+              "line": ("x",), "stack": ("label",), "bars": ("label",), "waterfall": ("label",),
+              "graph": ("label", "x", "series", "size")}  # fmt: skip
     unsaid = [part for part in needed.get(chart.kind, ()) if not getattr(chart, part)]
     if unsaid or len(chart.y) < (3 if chart.kind == "bullet" else 1):
         return f"The chart does not say its {', '.join([*unsaid, 'y'])}."
@@ -340,4 +343,5 @@ _KINDS: Final[dict[str, Callable[[Chart, pl.DataFrame], Made]]] = {
     "gantt": _gantt,
     "waterfall": _waterfall,
     "bullet": _bullet,
+    "graph": graph,
 }

@@ -32,7 +32,8 @@ class Parser(Protocol):
     """A module in parsers/. Its docstring links the specification of the format.
 
     It may also define `CONVERT`, the command line (a tuple of words with {source} and {target}) that makes a
-    readable form of a source in the store, `SEVERAL_RANKS = True` where a file may hold several ranks, and
+    readable form of a source in the store, `SEVERAL_RANKS = True` where a file may hold several ranks,
+    `READS_PLACE = True` where its tables hold the file's path or time, or a rank told by its name, and
     `why_not_read(path, head) -> str | None`, which says of a file it knows and leaves alone what to do instead.
     """
 
@@ -153,6 +154,11 @@ def analyses() -> Mapping[str, Analysis]:
 def holds_several_ranks(parser: str) -> bool:
     """Say whether files of a parser, by its module's name, may hold several ranks (its `SEVERAL_RANKS`)."""
     return any(p.__name__.endswith(f".{parser}") and getattr(p, "SEVERAL_RANKS", False) for p in parsers())
+
+
+def reads_its_place(parser: str) -> bool:
+    """Say whether what a parser returns, by its module's name, depends on a file's path and time (`READS_PLACE`)."""
+    return any(p.__name__.endswith(f".{parser}") and getattr(p, "READS_PLACE", False) for p in parsers())
 
 
 def why_not_read(path: Path, head: bytes) -> str | None:

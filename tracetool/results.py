@@ -79,7 +79,7 @@ class Finding:
     price_basis: PriceBasis | None = None
 
 
-ChartKind = Literal["stack", "bars", "heat", "scatter", "line", "gantt", "timeline", "waterfall", "bullet"]
+ChartKind = Literal["stack", "bars", "heat", "scatter", "line", "gantt", "timeline", "waterfall", "bullet", "graph"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ class Chart:
     timeline   like gantt, drawn on a canvas, zoomable.
     waterfall  `label` part, `y[0]` signed length; the last row is the total.
     bullet     `y[0]` value against `y[1]`..`y[2]` range, one row.
+    graph      a box a row: `x` its number, `y[0]` the list of boxes it leads to, `label` and `size` who is in it,
+               `series` its role (culprit, waits, inside, no dump, free, more), options text=<column>, detail=<column>.
     """
 
     kind: ChartKind
@@ -110,7 +112,7 @@ class Chart:
     note: str = ""
     """What the picture shows, in one sentence; also its description for screen readers."""
     options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    """Known keys: first_screen (bool), log (bool), max_rows (int), text (column), x_unit."""
+    """Known keys: first_screen (bool), log (bool), max_rows (int), text (column), detail (column), x_unit."""
 
 
 @dataclass(frozen=True, eq=False)

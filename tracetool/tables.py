@@ -202,6 +202,9 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             "desc": Column(pl.String, "Process group description.", nullable=True),
             "ranks": Column(pl.List(pl.Int32), "Global ranks of the group, in its order.", nullable=True),
             "size": Column(pl.Int32, "Number of ranks in the group.", nullable=True),
+            "source": Column(
+                pl.String, "Dump that lists it, as named in `sources`: a rank may have left several.", nullable=True
+            ),
         },
     ),
     "ranks": Schema(

@@ -91,7 +91,8 @@ def figure(value: float | str | bool | tuple[int, ...] | None, unit: str) -> str
     if isinstance(value, tuple):
         return ", ".join(ranges(value)) or "none"
     if unit in {"count", "text"}:
-        return grouped(value, 0 if isinstance(value, int) else _digits(value))
+        whole = isinstance(value, int) or (unit == "count" and value.is_integer())
+        return grouped(value, 0 if whole else _digits(value))
     if unit == "share":
         return Scale(0.01, 1, "%").text(value)
     divisor, name = _ladder(unit, abs(value)) or _PLAIN.get(unit, (1.0, ""))

@@ -28,7 +28,6 @@ def state(calls: list[Call], members: int, *, place: int = 0) -> State:
         known=frozenset(range(members)),
         idle=frozenset(),
         world=tuple(range(members)),
-        stale=(),
         keys=pl.DataFrame(),
         lossy=frozenset(),
     )

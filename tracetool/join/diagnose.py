@@ -80,6 +80,20 @@ def diagnose(state: State, file_unix_ns: Mapping[int, int]) -> Diagnosis:
     return _doubted(_from_graph(state, edges, stuck, missing), state, age)
 
 
+def several_jobs(jobs: Sequence[str]) -> Diagnosis:
+    """Return the verdict over dumps of several jobs: none."""
+    told = "; ".join(jobs[:_FEW]) + (f"; and {len(jobs) - _FEW} more" if len(jobs) > _FEW else "")
+    return Diagnosis("unknown", (), "low", (f"Not one job: {told}.",), None, ())
+
+
+def beside_older(verdict: Diagnosis, older: tuple[str, ...]) -> Diagnosis:
+    """Add what was left aside; that it is older and not another job's is an assumption, so never high confidence."""
+    if not older:
+        return verdict
+    confidence: Confidence = "medium" if verdict.confidence == "high" else verdict.confidence
+    return replace(verdict, confidence=confidence, why=(*verdict.why, *older))
+
+
 def _doubted(verdict: Diagnosis, state: State, age: float | None) -> Diagnosis:
     """Lower the confidence of a verdict where buffers lost records or the files' times leave the hang open."""
     if state.lossy:
@@ -185,14 +199,16 @@ def _blame(
     cause: Cause = "stuck_in_collective" if any(rank in stuck for rank in culprits) else "never_launched"
     to_them = [edge for edge in edges if edge.target in culprits]
     waiters = {edge.waiter for edge in to_them}
-    operation = _main_operation(to_them, state)
+    operation = _first_missing(to_them, edges, culprits, state)
     if cause == "stuck_in_collective":
         own = [Edge(rank, rank, *operation, "behind") for rank in culprits for operation in stuck.get(rank, ())]
         operation = _main_operation(own, state)
         why = [f"{_many(culprits, 'still has', 'still have')} in flight what others have completed."]
     else:
-        idle = "it has nothing of its own" if len(culprits) == 1 else "they have nothing of their own"
-        why = [f"{_many(sorted(waiters), 'waits', 'wait')} for {rank_text(culprits)}; {idle} in flight."]
+        idle = (
+            "Nothing of its own is in flight there" if len(culprits) == 1 else "Nothing of their own is in flight there"
+        )
+        why = [f"{idle}, while {len(waiters)} rank{'s wait' if len(waiters) > 1 else ' waits'}."]
     confidence: Confidence = "high"
     unsure = [
         rank for rank in culprits if not any(e.target == rank and e.why in PROVEN for e in edges) and rank not in stuck
@@ -216,15 +232,16 @@ def _unproven(state: State, ranks: Sequence[int], edges: tuple[Edge, ...], *, du
     """Name ranks of which nothing is known, if they are few and all that the others wait for."""
     to_them = [edge for edge in edges if edge.target in ranks]
     waiters = {edge.waiter for edge in to_them}
-    operation = _main_operation(to_them, state)
+    operation = _first_missing(to_them, edges, ranks, state)
     few = len(ranks) <= max(1, len(state.world) // 2) and len(waiters) >= len(ranks)
     cause: Cause = "never_launched" if dumped else "no_dump"
     told = "left a log that does not say more" if dumped else "left no dump"
+    waits = f"{len(waiters)} rank{'s wait' if len(waiters) > 1 else ' waits'} for"
     if not few:
-        why = (f"{_many(sorted(waiters), 'waits', 'wait')} for {len(ranks)} ranks that {told}: too many to name.",)
+        why = (f"{waits} {len(ranks)} ranks that {told}: too many to name.",)
         return Diagnosis("unknown", (), "low", why, operation, edges)
     everyone = len(ranks) == 1 and len(waiters) > 1
-    why = (f"{_many(sorted(waiters), 'waits', 'wait')} for {rank_text(ranks)}, which {told}.",)
+    why = (f"{waits} {'it' if len(ranks) == 1 else 'them'}; {'it' if len(ranks) == 1 else 'they'} {told}.",)
     return Diagnosis(cause, tuple(ranks), "medium" if everyone else "low", why, operation, edges)
 
 
@@ -310,6 +327,29 @@ def _latecomers(state: State) -> tuple[tuple[int, ...], Operation, float] | None
         if len(ranks) * 2 < inside or (inside == 2 and len(ranks) == 1):  # noqa: PLR2004 - a pair
             return tuple(ranks), (group, False, number), lag / 1e9
     return None
+
+
+def _first_missing(
+    to_them: Sequence[Edge], edges: Sequence[Edge], culprits: Sequence[int], state: State
+) -> Operation | None:
+    """Return the operation that the culprits should have launched next: no other rank lacks it.
+
+    Of several, one that no rank launched behind another; of those a collective, the one that most ranks wait in.
+    """
+    lacking: dict[Operation, set[int]] = defaultdict(set)
+    for edge in edges:
+        lacking[edge.group, edge.is_p2p, edge.number].add(edge.target)
+    alone = [edge for edge in to_them if lacking[edge.group, edge.is_p2p, edge.number] <= set(culprits)]
+    by_rank: dict[int, list[Edge]] = defaultdict(list)
+    for edge in alone:
+        by_rank[edge.waiter].append(edge)
+    later = set()
+    for own in by_rank.values():
+        first = min(_order(state, edge) for edge in own)
+        later |= {(edge.group, edge.is_p2p, edge.number) for edge in own if _order(state, edge) > first}
+    earliest = [edge for edge in alone if (edge.group, edge.is_p2p, edge.number) not in later]
+    collectives = [edge for edge in earliest if not edge.is_p2p]
+    return _main_operation(collectives or earliest or alone or to_them, state)
 
 
 def _main_operation(edges: Sequence[Edge], state: State) -> Operation | None:

@@ -59,8 +59,6 @@ class State:
     idle: frozenset[int]
     """Ranks with nothing in flight, by records and by counters."""
     world: tuple[int, ...]
-    stale: tuple[int, ...]
-    """Ranks whose dump is of an earlier start of the job: left aside."""
     keys: pl.DataFrame
     """rank, group (name), group_id: which group a rank means by a name."""
     lossy: frozenset[int]
@@ -104,22 +102,20 @@ def by_order(local_ids: Sequence[str], names: Sequence[str]) -> dict[str, str] |
 
 
 def gather(parts: Mapping[str, pl.DataFrame], incomplete: frozenset[str], world_size: int | None) -> State:
-    """Bring the ranks' small tables (`ops`, `lanes`, `status`, `dumps`, `groups`) together.
+    """Bring the ranks' small tables (`ops`, `lanes`, `status`, `dumps`, `groups`) of one moment together.
 
     `incomplete` names the sources that were read only in part: what they lack was not proven absent.
     """
-    stale = _stale(parts["dumps"], parts["ops"])
-    kept = {name: table.filter(~pl.col("rank").is_in(stale)) for name, table in parts.items()}
-    dumps = kept["dumps"]
-    world = _world(kept["groups"], dumps, world_size)
-    groups, group_of = _groups(kept["groups"], kept["status"], world)
+    dumps = parts["dumps"]
+    world = _world(parts["groups"], dumps, world_size)
+    groups, group_of = _groups(parts["groups"], parts["status"], world)
     partial = frozenset(dumps.filter(pl.col("source").is_in(incomplete))["rank"].to_list())
     unfiltered = frozenset(dumps.filter(pl.col("finished") > 0)["rank"].to_list())
     lanes: dict[int, dict[int, Lane]] = defaultdict(dict)
     p2p: dict[int, dict[int, Lane]] = defaultdict(dict)
     mixed: set[int] = set()
     for rank, name, is_p2p, oldest, order, newest, done, mixes in (
-        kept["lanes"].select("rank", "group", "is_p2p", "oldest", "order", "newest", "done", "mixes").iter_rows()
+        parts["lanes"].select("rank", "group", "is_p2p", "oldest", "order", "newest", "done", "mixes").iter_rows()
     ):
         group = group_of.get((rank, name))
         if group is None:
@@ -130,16 +126,16 @@ def gather(parts: Mapping[str, pl.DataFrame], incomplete: frozenset[str], world_
             mixed.add(group)
     recorders = frozenset(dumps.filter(pl.col("kind") == "recorder")["rank"].to_list())
     lossy = _believe_counters(
-        lanes, kept["status"], group_of, mixed=mixed, recorders=recorders, overrun=_overrun(dumps)
+        lanes, parts["status"], group_of, mixed=mixed, recorders=recorders, overrun=_overrun(dumps)
     )
     busy = frozenset(
         rank for side in (lanes, p2p) for by in side.values() for rank, lane in by.items() if lane.oldest is not None
     )
-    behind = frozenset(kept["status"].filter(pl.col("last_enqueued") > pl.col("last_completed"))["rank"].to_list())
+    behind = frozenset(parts["status"].filter(pl.col("last_enqueued") > pl.col("last_completed"))["rank"].to_list())
     known = frozenset(dumps["rank"].to_list())
     silent = frozenset(dumps.filter(pl.col("kind") != "recorder")["rank"].to_list())
-    silent -= frozenset(kept["status"]["rank"].to_list())
-    ops = kept["ops"]
+    silent -= frozenset(parts["status"]["rank"].to_list())
+    ops = parts["ops"]
     keys = pl.DataFrame(
         [(rank, name, group) for (rank, name), group in group_of.items()],
         schema={"rank": pl.Int32, "group": pl.String, "group_id": pl.Int32},
@@ -153,32 +149,10 @@ def gather(parts: Mapping[str, pl.DataFrame], incomplete: frozenset[str], world_
         known=known,
         idle=known - busy - behind - partial - silent,
         world=world,
-        stale=tuple(stale),
         keys=keys,
         lossy=lossy,
         unordered=known - recorders,
     )
-
-
-def _stale(dumps: pl.DataFrame, ops: pl.DataFrame) -> list[int]:
-    """Return the ranks whose newest launch is so long before the others' hang that their dump is of an earlier start.
-
-    The hang is dated by the median of the ranks' oldest operations in flight; within it nobody launches anything
-    for one timeout, so what ended three timeouts earlier belongs to another run of the job.
-    """
-    flying = ops.filter("in_flight").drop_nulls(["created_unix_ns", "timeout_ns"])
-    if flying.is_empty():
-        return []
-    newest = dumps.select("rank", "newest_unix_ns").drop_nulls()
-    oldest = flying.group_by("rank").agg(pl.col("created_unix_ns").min())
-    # the newest set decides: a rank's hang counts from the latest of those that most ranks share
-    latest = newest["newest_unix_ns"].max()
-    timeout = flying["timeout_ns"].max()
-    current = oldest.filter(pl.col("created_unix_ns") > pl.lit(latest) - 3 * pl.lit(timeout))["created_unix_ns"]
-    if current.is_empty():
-        return []
-    since = pl.lit(current.min()) - 3 * pl.lit(timeout)
-    return sorted(newest.filter(pl.col("newest_unix_ns") < since)["rank"].to_list())
 
 
 def _world(groups: pl.DataFrame, dumps: pl.DataFrame, world_size: int | None) -> tuple[int, ...]:

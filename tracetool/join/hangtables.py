@@ -6,10 +6,11 @@ Ranks in equal state share a row: a job of a thousand ranks makes a few rows, no
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
+from tracetool.join.dumpsets import set_name
 from tracetool.join.hangstate import rank_text
 
 if TYPE_CHECKING:
@@ -23,24 +24,28 @@ _CALL = {
     "in_sizes": pl.String, "out_sizes": pl.String, "dtype": pl.String, "bytes": pl.Int64,
 }  # fmt: skip
 _WAITING = {
-    "edge": pl.String, **_CALL,
+    **_CALL,
     "ranks": pl.String, "count": pl.Int64, "waits_for": pl.String, "why": pl.String,
     "first_created_unix_ns": pl.Int64, "stack": pl.String,
 }  # fmt: skip
 _IN_FLIGHT = {
-    "call": pl.String, **_CALL,
+    **_CALL,
     "ranks": pl.String, "count": pl.Int64, "missing": pl.String, "first_created_unix_ns": pl.Int64,
     "last_created_unix_ns": pl.Int64, "age_ns": pl.Int64, "timeout_ns": pl.Int64,
 }  # fmt: skip
 _COVERAGE = {
-    "state": pl.String, "ranks": pl.String, "count": pl.Int64, "kind": pl.String, "version": pl.String,
-    "library": pl.String, "overwritten": pl.Boolean, "only_active": pl.Boolean, "stacks": pl.Boolean,
-    "whole": pl.Boolean, "records": pl.Int64, "newest_unix_ns": pl.Int64,
+    "state": pl.String, "ranks": pl.String, "count": pl.Int64, "files": pl.String, "kind": pl.String,
+    "version": pl.String, "library": pl.String, "overwritten": pl.Boolean, "only_active": pl.Boolean,
+    "stacks": pl.Boolean, "whole": pl.Boolean, "records": pl.Int64, "newest_unix_ns": pl.Int64,
 }  # fmt: skip
 _CULPRITS = {
-    "rank": pl.Int32, "host": pl.String, "cause": pl.String, "in_flight": pl.Int64, "last_op": pl.String,
+    "rank": pl.Int32, "host": pl.String, "in_flight": pl.Int64, "last_op": pl.String,
     "last_group": pl.String, "last_seq": pl.Int64, "last_created_unix_ns": pl.Int64, "stack": pl.String,
 }  # fmt: skip
+
+
+_FILES: Final = 3
+"""Ways of naming files that a row of the coverage names."""
 
 
 def call(state: State, operation: Operation) -> dict[str, object]:
@@ -61,11 +66,6 @@ def call(state: State, operation: Operation) -> dict[str, object]:
     }
 
 
-def _named(told: Mapping[str, object]) -> str:
-    """Return an operation in a few words, for labels."""
-    return f"{told['op']} seq {told['seq']} of {told['group_desc'] or told['group']}"
-
-
 def waiting(state: State, verdict: Diagnosis, most_rows: int) -> pl.DataFrame:
     """Return one row an operation and set of ranks that are waited for; what hangs on the culprits first."""
     targets: dict[tuple[Operation, int], dict[int, str]] = defaultdict(dict)
@@ -83,21 +83,19 @@ def waiting(state: State, verdict: Diagnosis, most_rows: int) -> pl.DataFrame:
         alike.items(),
         key=lambda item: (
             named.isdisjoint(target for target, _ in item[0][1]),
+            sum(target not in named for target, _ in item[0][1]) if named else 0,
             -len(item[1]),
             created.get(item[0][0]) or 0,
             item[0],
         ),
     )
     for (operation, asked), ranks in order[:most_rows]:
-        told = call(state, operation)
-        awaited = rank_text(target for target, _ in asked)
         rows.append(
             {
-                "edge": f"{rank_text(ranks)} → {awaited}: {_named(told)}",
-                **told,
+                **call(state, operation),
                 "ranks": rank_text(ranks),
                 "count": len(ranks),
-                "waits_for": awaited,
+                "waits_for": rank_text(target for target, _ in asked),
                 "why": ", ".join(sorted({why for _, why in asked})),
                 "first_created_unix_ns": created.get(operation),
                 "stack": _stack(state, operation, min(ranks)),
@@ -146,11 +144,9 @@ def in_flight(state: State, file_unix_ns: Mapping[int, int], most_rows: int) -> 
             if not is_p2p and (rank not in lanes or not lanes[rank].launched(number))
         ]
         written = [file_unix_ns[rank] for rank in ranks if rank in file_unix_ns]
-        told = call(state, (group, is_p2p, number))
         rows.append(
             {
-                "call": _named(told),
-                **told,
+                **call(state, (group, is_p2p, number)),
                 "ranks": rank_text(ranks),
                 "count": len(ranks),
                 "missing": rank_text(lacking) or None,
@@ -163,10 +159,14 @@ def in_flight(state: State, file_unix_ns: Mapping[int, int], most_rows: int) -> 
     return pl.DataFrame(rows, schema=_IN_FLIGHT)
 
 
-def coverage(state: State, dumps: pl.DataFrame, incomplete: frozenset[str]) -> pl.DataFrame:
-    """Return which ranks left what: one row a kind of dump, then the ranks without and those of an earlier start."""
-    told = dumps.with_columns(
-        state=pl.when(pl.col("rank").is_in(state.stale)).then(pl.lit("earlier start")).otherwise(pl.lit("read")),
+def coverage(state: State, dumps: pl.DataFrame, left: pl.DataFrame, incomplete: frozenset[str]) -> pl.DataFrame:
+    """Return which ranks left what: one row a kind of dump, then the ranks without and those of an earlier start.
+
+    `dumps` holds those that count, `left` those that were left aside.
+    """
+    both = [dumps.with_columns(state=pl.lit("read")), left.with_columns(state=pl.lit("earlier start"))]
+    told = pl.concat(both).with_columns(
+        files=pl.col("source").map_elements(set_name, return_dtype=pl.String),
         # a dump of active records alone begins late because the finished ones were left out
         overwritten=pl.when(pl.col("finished") > 0).then(pl.col("first_record") > 0),
         only_active=(pl.col("finished") == 0) & (pl.col("kind") == "recorder"),
@@ -175,9 +175,11 @@ def coverage(state: State, dumps: pl.DataFrame, incomplete: frozenset[str]) -> p
     alike = ["state", "kind", "version", "library", "overwritten", "only_active", "has_stacks", "whole"]
     grouped = (
         told.group_by(alike)
-        .agg(pl.col("rank").unique().sort(), pl.col("entries").sum(), pl.col("newest_unix_ns").max())
-        .sort(alike, nulls_last=True)
-    )
+        .agg(
+            pl.col("rank", "files").unique().sort(), pl.col("entries").sum(), pl.col("newest_unix_ns").max(),
+        )
+        .sort(alike, descending=[True, *[False] * (len(alike) - 1)], nulls_last=True)
+    )  # fmt: skip
     rows: list[dict[str, object]] = [
         {
             **{
@@ -189,10 +191,11 @@ def coverage(state: State, dumps: pl.DataFrame, incomplete: frozenset[str]) -> p
             "stacks": row["has_stacks"],
             "records": row["entries"],
             "newest_unix_ns": row["newest_unix_ns"],
+            "files": ", ".join(row["files"][:_FILES]) + (", …" if len(row["files"]) > _FILES else ""),
         }
         for row in grouped.iter_rows(named=True)
     ]
-    missing = set(state.world) - state.known - set(state.stale)
+    missing = set(state.world) - state.known
     if missing:
         rows.append({"state": "missing", "ranks": rank_text(missing), "count": len(missing)})
     return pl.DataFrame(rows, schema=_COVERAGE)
@@ -210,7 +213,6 @@ def culprits(state: State, verdict: Diagnosis, hosts: Mapping[int, str], most_ro
             {
                 "rank": rank,
                 "host": hosts.get(rank),
-                "cause": verdict.cause,
                 "in_flight": flying.height if rank in state.known else None,
                 "last_op": row.get("op"),
                 "last_group": row.get("group"),
