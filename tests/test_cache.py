@@ -75,7 +75,7 @@ def _garbled(path: Path) -> None:
 
 
 KINDS_OF_FILES = (
-    "manifest", "sizes", "events.parquet", "sources.parquet", "summary.json", "p-*/*.parquet", "*",
+    "manifest", "sizes", "events.parquet", "sources.parquet", "summary.json", "p-*", "*",
 )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_tables_that_cannot_be_read_are_told_once_and_made_again(traces: Path, t
     for path in _files(tmp_path):
         if path.name == "gpu.parquet":
             _garbled(path)
-        elif "p-" in str(path.parent):
+        elif path.name.startswith("p-"):
             path.unlink()
     told = _answers(traces, tmp_path)
     assert "dropped; run again" in told["budget"][0]

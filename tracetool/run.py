@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from tracetool import heap, registry, store
+from tracetool import bundle, heap, registry, store
 from tracetool.discover import legible
 from tracetool.engine import SerialExecutor, executor, in_order
 from tracetool.errors import StoreFailed, TracetoolError, UsageError
@@ -72,8 +72,8 @@ def _answer(job: RankJob, name: str, facts: Tables) -> Answer:
     per_rank = getattr(registry.analyses()[name], "per_rank", None)
     if per_rank is None:
         return Answer({}, "")
-    kept = _kept_folder(job, name) if job.keep else None
-    if kept is not None and (known := _kept(kept)) is not None:
+    kept = _kept_at(job, name) if job.keep else None
+    if kept is not None and (known := bundle.read(kept)) is not None:
         return Answer(known, "")
     try:
         tables = per_rank(job.rank, facts, job.settings)
@@ -82,26 +82,13 @@ def _answer(job: RankJob, name: str, facts: Tables) -> Answer:
         why = "its tables in the cache were damaged and have been dropped; run again" if damaged else _sentence(error)
         return Answer(None, f"rank {job.rank.rank}: {why}")
     if kept is not None:
-        with contextlib.suppress(StoreFailed), store.new_folder(kept) as temporary:
-            # empty tables are kept too: their columns are part of the answer
-            for table, frame in tables.items():
-                frame.write_parquet(temporary / f"{table}.parquet", compression="lz4")
+        with contextlib.suppress(OSError):  # a full disk: it is computed again
+            bundle.write(kept, tables)
     heap.give_back()
     return Answer(tables, "")
 
 
-def _kept(folder: Path) -> Tables | None:
-    """Return an answer kept in the store; None when there is none, and a damaged one is dropped."""
-    if store.whole(folder):
-        try:
-            return store.read_tables(folder)
-        except Exception:  # noqa: BLE001, S110 - whatever a damaged file makes polars say: it is computed again
-            pass
-    store.drop(folder)
-    return None
-
-
-def _kept_folder(job: RankJob, name: str) -> Path | None:
+def _kept_at(job: RankJob, name: str) -> Path | None:
     """Return where this answer is kept: beside the rank's derived tables, keyed by all that it depends on."""
     if job.rank.derived is None or len(job.rank.base) > 1:
         return None
