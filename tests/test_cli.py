@@ -183,7 +183,7 @@ def test_a_part_that_could_not_be_read_matters_only_under_strict(
     (run / second.name).write_bytes(second.read_bytes()[:20_000])
     code, _, err = tracetool("report", run)
     assert code == 0
-    assert f"{second.name} was read only in part" in err
+    assert f"{second.name} was read only in part or not at all" in err
     assert tracetool("report", run, "--force", "--strict", "-q")[0] == 5
 
 
@@ -274,3 +274,91 @@ def test_an_interrupt_leaves_no_half_file_and_exits_130(sample: Path, tmp_path: 
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+CUT = '{"schemaVersion": 1, "distributedInfo": {"rank": 1}, "traceEvents": [{"ph": "X", "ts"'
+
+
+@pytest.fixture
+def partly(sample: Path, tmp_path: Path) -> Path:
+    """Return a run of one whole rank and one of which nothing can be had."""
+    run = tmp_path / "partly"
+    run.mkdir()
+    shutil.copy(min(sample.iterdir()), run)
+    (run / "rank1_trace.json").write_text(CUT)
+    return run
+
+
+def test_a_run_that_was_read_in_part_exits_5_only_under_strict(tracetool: Callable[..., Command], partly: Path) -> None:
+    code, _, err = tracetool("summary", partly)
+    assert (code, "rank1_trace.json was read only in part" in err) == (0, True)
+    assert tracetool("summary", partly, "--strict")[0] == 5
+
+
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b" + bytes(100)])
+def test_a_rank_of_which_nothing_is_left_counts_as_damaged(
+    tracetool: Callable[..., Command], partly: Path, content: bytes
+) -> None:
+    (partly / "rank1_trace.json").write_bytes(content)
+    assert tracetool("summary", partly)[0] == 0
+    assert tracetool("summary", partly, "--strict")[0] == 5
+    (partly / "rank1_trace.json").rename(partly / "notes.txt")
+    assert tracetool("summary", partly, "--strict")[0] == (5 if content else 0)
+
+
+def test_nothing_readable_wins_over_partly_read(tracetool: Callable[..., Command], partly: Path) -> None:
+    code, _, err = tracetool("summary", partly / "rank1_trace.json", "--strict")
+    assert code == 4
+    assert "rank1_trace.json: byte" in err
+
+
+@pytest.mark.parametrize("text", ['{"traceEvents": []}', '{"schemaVersion": 1, "traceEvents": [], "traceName": "x"}'])
+def test_a_trace_without_events_is_nothing_readable(
+    tracetool: Callable[..., Command], tmp_path: Path, partly: Path, text: str
+) -> None:
+    (tmp_path / "alone.json").write_text(text)
+    code, out, err = tracetool("report", tmp_path / "alone.json")
+    assert (code, out) == (4, "")
+    assert "holds no events" in err
+    (partly / "rank1_trace.json").write_text(text)
+    code, out, _ = tracetool("report", partly, "--json", "-", "--strict")
+    assert code == 0
+    assert "the list of events is empty" in out
+
+
+def test_a_defect_wins_over_nothing_readable_and_over_partly_read(
+    tracetool: Callable[..., Command], partly: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise ZeroDivisionError("by design")
+
+    kineto = next(parser for parser in registry.parsers() if parser.FORMAT == "kineto")
+    whole = kineto.parse
+
+    def crash_on_one(path: Path, options: registry.ParseOptions) -> object:
+        if path.name == "rank1_trace.json":
+            crash()
+        return whole(path, options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry.analyses()["kernels"], "analyze", crash)
+        code, _, err = tracetool("summary", partly, "--strict")
+        assert (code, "kernels failed" in err, "read only in part" in err) == (1, True, True)
+    monkeypatch.setattr(kineto, "parse", crash_on_one)
+    for arguments in ([partly, "--cache", "off", "--strict"], [partly / "rank1_trace.json", "--cache", "off"]):
+        code, _, err = tracetool("summary", *arguments)
+        assert (code, "rank1_trace.json: tracetool failed on it" in err) == (1, True)
+
+
+def test_an_interrupt_wins_over_a_defect_and_over_partly_read(
+    tracetool: Callable[..., Command], partly: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def crash(*_: object) -> None:
+        raise ZeroDivisionError("by design")
+
+    monkeypatch.setattr(registry.analyses()["kernels"], "analyze", crash)
+    monkeypatch.setattr(registry.analyses()["timeline"], "analyze", interrupted)
+    assert tracetool("summary", partly, "--strict")[0] == 130

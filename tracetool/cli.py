@@ -299,9 +299,11 @@ def _finish(run: Run, options: RunOptions) -> None:
     for name in failed:
         reason = run.results[name].reason
         print(f"tracetool: {name} failed, please report this: {reason}", file=sys.stderr)
+    for sentence in run.failed:
+        print(f"tracetool: {sentence}", file=sys.stderr)
     for source in run.damaged:
-        _say(f"tracetool: {source} was read only in part; the report says what is missing", options)
-    if failed:
+        _say(f"tracetool: {source} was read only in part or not at all; the report says what is missing", options)
+    if failed or run.failed:
         raise typer.Exit(EXIT_DEFECT)
     if run.damaged and options.strict:
         raise typer.Exit(EXIT_PARTLY_READ)

@@ -57,6 +57,8 @@ class Discovery:
     sources: tuple[Source, ...]
     ignored: tuple[str, ...]
     """Sentences that name the files of no known format."""
+    damaged: tuple[str, ...] = ()
+    """Those of them that could not be looked into, or are empty although their name tells a rank."""
 
 
 def discover(run: str, settings: Settings) -> Discovery:
@@ -70,6 +72,7 @@ def discover(run: str, settings: Settings) -> Discovery:
     ignored: list[str] = []
     candidates, closed = _candidates(run)
     ignored += closed
+    damaged = [sentence.rpartition(": ")[0] for sentence in closed]
     for path, display in candidates:
         try:
             head = b"" if path.is_dir() else read_head(path)
@@ -78,11 +81,14 @@ def discover(run: str, settings: Settings) -> Discovery:
             packed = _is_gzip(path)
         except OSError as error:
             ignored.append(f"{display}: cannot be opened ({error.strerror or error})")
+            damaged.append(display)
             continue
         if parser is None:
             if not path.is_dir():
                 why = why_not_read(path, head) or _why_ignored(head, packed=packed)
                 ignored.append(f"{display}: {why}")
+                if not head and (packed or rank_of(display, pattern)[0] is not None):
+                    damaged.append(display)
             continue
         rank, rank_source = rank_of(display, pattern)
         iteration = _ITERATION_IN_PATH.search(display)
@@ -111,7 +117,7 @@ def discover(run: str, settings: Settings) -> Discovery:
         ignored.append(
             f"iterations {', '.join(map(str, left))}: iteration {chosen} was taken; --iteration chooses another"
         )
-    return Discovery(tuple(kept), tuple(ignored))
+    return Discovery(tuple(kept), tuple(ignored), tuple(damaged))
 
 
 def _candidates(run: str) -> tuple[list[tuple[Path, str]], list[str]]:

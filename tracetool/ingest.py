@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from tracetool import registry, store
 from tracetool.anonymize import anonymize
 from tracetool.assign import Claim, assign, choose, gaps, nameless, ranges, renumbered, strangers
-from tracetool.discover import Discovery, Source, discover
+from tracetool.discover import Discovery, Source, discover, legible
 from tracetool.engine import in_order
-from tracetool.errors import NothingReadable, UsageError
+from tracetool.errors import NothingReadable, TracetoolError, UsageError
 from tracetool.needs import NEEDS
 from tracetool.read import ReadJob, SourceReport, derive_settings, rank_folder, read_source
 from tracetool.store import Store, StoredRank
@@ -41,6 +41,8 @@ class Ingested:
     """What each rank sends over which communicator, as join.groups.SEEN_SCHEMA."""
     damaged: tuple[str, ...]
     """Sources that were cut, or could not be read at all although their format is known."""
+    failed: tuple[str, ...]
+    """Sentences about sources on which tracetool itself failed."""
 
 
 def ingest(
@@ -77,12 +79,25 @@ def ingest(
     for report in reports:
         if report.entry:
             root.hold(report.entry)
-    if all(report.error for report in reports):
-        first = reports[0]
-        raise NothingReadable(
-            f"{run}: none of the {len(reports)} traces could be read; {first.source.display}: {first.error}"
-        )
+    _refuse_nothing(run, reports)
     return _assemble(run, found, reports, settings, root.root)
+
+
+def _refuse_nothing(run: str, reports: Sequence[SourceReport]) -> None:
+    """Raise when no source could be read, or all that could holds nothing."""
+    read = [report for report in reports if not report.error]
+    if not read:
+        first = next((report for report in reports if report.defect), reports[0])
+        which = "the trace" if len(reports) == 1 else f"none of the {len(reports)} traces"
+        could = "could not be read" if len(reports) == 1 else "could be read"
+        sentence = f"{legible(run)}: {which} {could}; {first.source.display}: {first.error}"
+        raise TracetoolError(sentence) if first.defect else NothingReadable(sentence)
+    if not any(report.row["events"] or any(summary.features for summary in report.ranks) for report in read):
+        kept = "the trace holds" if len(reports) == 1 else f"the {len(reports)} traces hold"
+        raise NothingReadable(
+            f"{legible(run)}: {kept} no events ({read[0].source.display}): the profiler was not active while it "
+            "recorded, or its window was empty; record some training steps, see `How to record` in the README"
+        )
 
 
 def _wanted(source: Source, settings: Settings) -> bool:
@@ -152,7 +167,8 @@ def _assemble(run: str, found: Discovery, reports: Sequence[SourceReport], setti
     if settings.anonymize:
         view = anonymize(view, found.ignored)
     damaged = tuple(r.source.display for r in reports if r.error or not r.row["complete"] or r.row["dropped"])
-    return Ingested(view, handles, _uses(chosen), damaged)
+    failed = tuple(f"{report.source.display}: {report.error}" for report in reports if report.defect)
+    return Ingested(view, handles, _uses(chosen), (*found.damaged, *damaged), failed)
 
 
 def _uses(chosen: Mapping[int, list[Claim]]) -> pl.DataFrame:

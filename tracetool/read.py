@@ -71,6 +71,8 @@ class SourceReport:
     ranks: tuple[RankSummary, ...] = ()
     row: Mapping[str, object] = field(default_factory=dict)
     error: str = ""
+    defect: bool = False
+    """The error is one of tracetool, not of the source."""
 
 
 def derive_settings(settings: Settings) -> Settings:
@@ -129,9 +131,8 @@ def read_source(job: ReadJob) -> SourceReport:
     except OSError as error:
         return SourceReport(source, error=f"cannot be opened: {error.strerror or error}")
     except Exception as error:  # noqa: BLE001 - one defect of ours must not cost the other ranks
-        return SourceReport(
-            source, error=f"tracetool failed on it, please report this: {type(error).__name__}: {error}"
-        )
+        why = f"tracetool failed on it, please report this: {type(error).__name__}: {error}"
+        return SourceReport(source, error=why, defect=True)
 
 
 def _read(job: ReadJob, code: str, derived: str) -> SourceReport:

@@ -155,6 +155,8 @@ class Run:
         """What the user should know that changes no number, such as a cache that cannot be written."""
         self.damaged = ingested.damaged
         """Sources that were cut, repaired by leaving events out, or could not be read."""
+        self.failed = ingested.failed
+        """Sentences about sources on which tracetool itself failed; the others were read."""
         self._ingested = ingested
         self._joined = joined
         view = ingested.view

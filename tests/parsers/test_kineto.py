@@ -594,6 +594,14 @@ def test_a_damaged_header_is_read_in_part(read: Callable[[object], Tables]) -> N
     assert source(found)["complete"] is False
 
 
+def test_a_file_that_ends_behind_its_events_may_lack_its_rank(read: Callable[[object], Tables]) -> None:
+    text = json.dumps(doc(x(), distributedInfo={"rank": 3}))
+    found = read(text[: text.index("]") + 1])
+    assert found["events"].height == 1
+    assert source(found)["complete"] is False
+    assert "ends behind its events" in notes(found)
+
+
 def test_trailing_comma_duplicate_keys_and_text_behind(read: Callable[[object], Tables]) -> None:
     found = read('{"traceEvents": [' + json.dumps(x()) + ',\n], "host_name": "a", "host_name": "b"} \n')
     assert source(found)["complete"]
