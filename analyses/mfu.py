@@ -149,6 +149,11 @@ def _notes(k: Known) -> list[str]:
         notes.append(f"Shapes explain {percent(k.coverage)} of kernel time: figures from shapes are {what}; {HINT}.")
     elif k.coverage is not None and not k.trusted:
         notes.append(f"Shapes explain {percent(k.coverage)} of kernel time: HFU and FLOPs by operator are not shown.")
+    if k.job is None and k.parts["flops"].is_empty() and about["calls"].sum() == 0:
+        notes.append(
+            "Shapes were recorded, but no matrix product among them whose FLOPs are known: complex numbers, recurrent "
+            f"layers, decompositions and custom operators have no formula here; {HINT}."
+        )
     if k.sample.reason:
         notes.append(f"No figure from shapes for the run: {k.sample.reason}.")
     elif about.height < k.world and k.trusted:
@@ -174,6 +179,12 @@ def _notes(k: Known) -> list[str]:
         notes.append(
             "NVTX ranges do not record whether attention was causal: no MFU, HFU or rate with causal credit from "
             f"shapes; with attention in full MFU is {percent(full)}, an upper bound; --mfu-convention full takes that."
+        )
+    unfused = int(about["square_softmax"].sum())
+    if unfused and k.job is None:
+        notes.append(
+            f"{unfused:,} times a softmax over as many queries as keys: attention as plain products does not say "
+            "whether it was causal and is counted in full, also under the causal convention."
         )
     return notes + _flag_notes(k)
 
@@ -216,7 +227,8 @@ def _flag_notes(k: Known) -> list[str]:
 
 def _reason(notes: list[str]) -> str:
     """Return why a figure is empty."""
-    return next((n for n in notes if "No figure" in n or "not shown" in n or "no MFU" in n), "FLOPs are not known")
+    said = ("No figure", "not shown", "no MFU", "no matrix product")
+    return next((note for note in notes if any(words in note for words in said)), "FLOPs are not known")
 
 
 def _headline(k: Known, metrics: dict[str, Value], notes: list[str]) -> list[Headline]:
@@ -227,6 +239,8 @@ def _headline(k: Known, metrics: dict[str, Value], notes: list[str]) -> list[Hea
         note = _reason(notes)
     else:
         note = f"{said}, FLOPs from {metrics['flops_source']}"
+        if k.job is not None and k.job.without_attention:
+            note = f"FLOPs from {k.job.source} without attention, a lower bound: no sequence length in the traces"
         if k.job is None and k.coverage is not None:
             bound = ", a lower bound" if k.coverage < LOWER_BOUND else ""
             note += f", {percent(k.coverage)} of kernel time covered{bound}"
@@ -332,8 +346,8 @@ def _charts(tables: Tables) -> list[Chart]:
     if tables["ops"].height:
         charts.append(
             Chart(
-                "bars", "FLOPs by operator and shape", "ops", label="shape", y=("flops",), unit="flops",
-                note="Executed FLOPs, attention in full.", options={"max_rows": 12},
+                "bars", "FLOPs by operator and shape", "ops", label="op", y=("flops",), unit="flops",
+                note="Executed FLOPs, attention in full.", options={"max_rows": 12, "text": "shape"},
             )
         )  # fmt: skip
     return charts

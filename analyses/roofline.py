@@ -30,6 +30,7 @@ from tracetool import hardware
 from tracetool.concerned import concerned
 from tracetool.figures import milliseconds, percent, share
 from tracetool.needs import NEEDS as ALL_NEEDS
+from tracetool.op_arguments import MASK, VARLEN
 from tracetool.rank_flops import OP_KEYS, rank_flops
 from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value, skipped
 
@@ -45,6 +46,8 @@ LATENCY_SHARE: Final = 0.1
 """Less than this of both roofs, and ..."""
 LATENCY_NS: Final = 10_000
 """... shorter than this a call: bound by latency."""
+LEAST_BOUNDED: Final = 0.01
+"""Share of GPU time from which on it is said that FLOPs are upper bounds."""
 MAX_PER_RANK: Final = 100
 MAX_ROWS: Final = 200
 MAX_FINDINGS: Final = 3
@@ -60,6 +63,7 @@ def per_rank(rank: RankView, _facts: Tables, settings: Settings) -> Tables:
         flops=pl.col("causal").sum(),
         moved_bytes=pl.col("moved_bytes").sum(),
         kernel_ns=pl.col("kernel_ns").fill_null(0).sum(),
+        flags=pl.col("flags").list.join(", ").max(),
     )
     largest = (
         summed.group_by(OP_KEYS)
@@ -107,7 +111,11 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
     return Result(
         headline=[
             Headline(
-                "Matrix products reach", metrics["share_of_attainable"], "share", 40, "of what the data sheet allows"
+                "Matrix products reach",
+                metrics["share_of_attainable"],
+                "share",
+                40,
+                "of what the data sheet allows" + (", at most" if _bounded(ops) else ""),
             )
         ],
         metrics=metrics,
@@ -170,6 +178,7 @@ def _by_shape(timed: pl.DataFrame) -> pl.DataFrame:
         peak=pl.col("peak").max(),
         bandwidth=pl.col("bandwidth").max(),
         measured_tflops=pl.col("measured_tflops").max(),
+        flags=pl.col("flags").max(),
     )
     time = pl.col("kernel_ns")
     tflops, gbs = pl.col("flops") / time / 1e3, pl.col("moved_bytes") / time
@@ -191,6 +200,7 @@ def _by_shape(timed: pl.DataFrame) -> pl.DataFrame:
             share_of_attainable=pl.col("attainable_ns") / time,
             share_of_measured_best=tflops / pl.col("measured_tflops"),
             ridge=pl.col("peak") / pl.col("bandwidth"),
+            flags="flags",
         )
         .sort("lost_ns", "kernel_ns", *_KEYS, descending=[True, True] + [False] * len(_KEYS), nulls_last=True)
     )  # fmt: skip
@@ -274,6 +284,13 @@ def _what_if_metrics(table: pl.DataFrame, run: RunView) -> dict[str, Value]:
 # ---- words ----
 
 
+def _bounded(ops: pl.DataFrame) -> float:
+    """Return the share of GPU time of operators whose FLOPs are upper bounds, 0 where that is under a hundredth."""
+    unsure = ops.filter(pl.any_horizontal(pl.col("flags").str.contains(flag, literal=True) for flag in (MASK, VARLEN)))
+    found = share(int(unsure["kernel_ns"].sum()), int(ops["kernel_ns"].sum())) or 0.0
+    return found if found >= LEAST_BOUNDED else 0.0
+
+
 def _notes(
     devices: dict[int, hardware.Device | None], run: RunView, settings: Settings, ops: pl.DataFrame, left_out: int
 ) -> list[str]:
@@ -285,6 +302,13 @@ def _notes(
         notes.append(f"Device {spelled} is not known: TFLOP/s and GB/s without roofs.")
     if settings.peak_tflops:
         notes.append(f"Peak given: {settings.peak_tflops:g} TFLOP/s for every number format; bandwidth by device name.")
+    bounded = _bounded(ops)
+    if bounded:
+        notes.append(
+            f"Attention whose mask or lengths the trace does not tell ({percent(bounded)} of the time; NVTX ranges "
+            "never do) is counted in full: its FLOPs, intensity, rates and share of attainable are upper bounds, its "
+            "time lost is a lower bound."
+        )
     if left_out:
         notes.append(
             f"Small shapes beyond the {MAX_PER_RANK} longest of a rank ({milliseconds(left_out)}) are left out."
@@ -385,9 +409,9 @@ def _charts(device: hardware.Device | None, given: float | None, ops: pl.DataFra
             "bars",
             "Time lost to the roofline",
             "ops",
-            label="shape",
+            label="op",
             y=("lost_ns", "kernel_ns"),
             note="GPU time above attainable, of all GPU time of the shape.",
-            options={"max_rows": 12},
+            options={"max_rows": 12, "text": "shape"},
         ),
     ]

@@ -45,6 +45,15 @@ def test_bars_draw_the_part_over_its_pale_whole() -> None:
     assert 'fill-opacity="0.3"' in made.body
 
 
+def test_a_bars_label_may_have_two_parts() -> None:
+    table = pl.DataFrame({"op": ["aten::mm", "a::very_long_operator_name_with_backward"], "shape": ["2×3×4", "<1>"]})
+    chart = Chart("bars", "t", "x", label="op", y=("n",), unit="count", options={"text": "shape"})
+    made = draw(chart, table.with_columns(n=pl.Series([2, 1])))
+    assert "<span>aten::mm</span> <span>2×3×4</span>" in made.body
+    assert 'title="a::very_long_operator_name_with_backward &lt;1&gt;"' in made.body
+    assert "<span>a::very_long_opera…_backward</span> <span>&lt;1&gt;</span>" in made.body
+
+
 def test_a_waterfall_ends_in_its_total() -> None:
     table = pl.DataFrame({"part": ["a", "b", "sum"], "ns": [60, -20, 40]})
     made = draw(Chart("waterfall", "t", "x", label="part", y=("ns",)), table)

@@ -31,7 +31,7 @@ def settings(folder: Path, config: dict[str, object], tokens: int | None = TOKEN
 def test_config_times_tokens(tmp_path: Path) -> None:
     found, missing = job_flops(settings(tmp_path, LLAMA_8B), sequence=8192, tokens=None)
     assert found is not None
-    assert (found.source, found.notes, missing) == ("config", (), ())
+    assert (found.source, found.notes, missing, found.without_attention) == ("config", (), (), False)
     assert found.full == TOKENS * 57_912_852_480
     assert found.causal == TOKENS * 51_470_401_536
 
@@ -41,6 +41,7 @@ def test_without_a_sequence_length_attention_is_left_out_and_said(tmp_path: Path
     assert found is not None
     assert found.full == found.causal == TOKENS * 6 * 7_504_658_432
     assert "lower bound" in found.notes[0]
+    assert found.without_attention
 
 
 def test_a_learned_table_of_positions_tells_the_length(tmp_path: Path) -> None:

@@ -90,6 +90,24 @@ def test_attention_tells_the_length_where_a_sequence_is_spread_over_ranks() -> N
     assert traits(rank, rank_flops(rank, Settings()))["sequence"].to_list() == [128]
 
 
+def test_softmax_over_square_scores_is_attention_as_plain_products() -> None:
+    def softmax(name: str, *sizes: int, step: int | None = 0) -> Call:
+        return Call(name, [list(sizes), [], []], kernels=[GEMM], step=step)
+
+    calls = [
+        softmax("aten::_softmax", 2, 4, 64, 64),
+        softmax("aten::_safe_softmax", 2, 4, 64, 64),
+        softmax("ScaledUpperTriangMaskedSoftmax", 8, 64, 64),
+        softmax("aten::_softmax", 2, 4, 1, 64),
+        softmax("aten::_softmax", 64, 64),
+        softmax("aten::_softmax", 64, 5000),
+        softmax("aten::_softmax", 2, 4, 64, 64, step=None),
+        Call("aten::_softmax", None, kernels=[GEMM]),
+    ]
+    rank = traced(calls)
+    assert traits(rank, rank_flops(rank, Settings()))["square_softmax"].to_list() == [3]
+
+
 def test_place_in_the_pipeline_and_experts() -> None:
     groups = [("PIPELINE_MODEL_PARALLEL_GROUP", [1, 5]), ("EXPERT_MODEL_PARALLEL_GROUP", [4, 5]), ("mesh_tp", [5, 6])]
     rank = traced([mm(4, 5, 6, 100)], rank=5, groups=groups)

@@ -46,12 +46,18 @@ def test_a_column_is_scaled_by_its_largest_value() -> None:
 
 def test_units_come_from_the_end_of_a_name() -> None:
     named = {"window_ns": "ns", "step_ns_p50": "ns", "compute_share": "share", "share_of_peak": "share",
-             "mfu": "share", "busbw_gbs": "gbs", "rank": "", "patterns": ""}  # fmt: skip
+             "mfu": "share", "busbw_gbs": "gbs", "rank": "", "patterns": "", "flops_causal": "flops",
+             "hardware_flops_causal": "flops", "lost_ns_per_step": "ns", "tflops_per_gpu": "tflops",
+             "bubble_ratio": "ratio"}  # fmt: skip
     assert {name: unit_of(name) for name in named} == named
     assert heading("exposed_comm_ns") == "exposed comm"
     assert heading("step_ns_p50") == "step p50"
     assert heading("share_of_flops") == "share of flops"
     assert heading("tflops") == "rate"
+    assert heading("flops_causal") == "work causal"
+    assert heading("hardware_flops_causal") == "hardware causal"
+    assert heading("lost_ns_per_step") == "lost per step"
+    assert heading("bubble_ratio") == "bubble ratio"
 
 
 def test_long_names_keep_both_ends() -> None:

@@ -119,15 +119,23 @@ def _svg(body: Markup, height: int, label: str = "") -> Markup:
     return Markup('<svg width="100%" height="{}" aria-hidden="true">{}</svg>').format(height, body)
 
 
-def _bar_table(rows: Iterable[tuple[str, Markup, str]], title: str) -> Markup:
-    """Return rows of (label, svg, number) as a table that still reads as one when no style applies."""
-    lines = Markup("").join(
-        Markup('<tr><th scope="row" title="{}">{}</th><td width="100%">{}</td><td class="n">{}</td></tr>').format(
-            clean(label), short(label, 36), bar, number
+def _bar_table(rows: Iterable[tuple[str | tuple[str, str], Markup, str]], title: str) -> Markup:
+    """Return rows of (label, svg, number) as a table that still reads as one when no style applies.
+
+    A label of two parts (an operator and its shape) is set in two lines where the page is narrow.
+    """
+    lines = []
+    for label, bar, number in rows:
+        parts = (label,) if isinstance(label, str) else label
+        words = short(parts[0], 36)
+        if len(parts) > 1:
+            words = Markup("<span>{}</span> <span>{}</span>").format(short(parts[0], 28), short(parts[1], 26))
+        lines.append(
+            Markup('<tr><th scope="row" title="{}">{}</th><td width="100%">{}</td><td class="n">{}</td></tr>').format(
+                clean(" ".join(parts)), words, bar, number
+            )
         )
-        for label, bar, number in rows
-    )
-    return Markup('<table class="bars" width="100%" aria-label="{}">{}</table>').format(title, lines)
+    return Markup('<table class="bars" width="100%" aria-label="{}">{}</table>').format(title, Markup("").join(lines))
 
 
 def _labels(chart: Chart, table: pl.DataFrame) -> list[str]:
@@ -203,7 +211,11 @@ def _bars(chart: Chart, table: pl.DataFrame) -> Made:
     wholes = numbers(shown, chart.y[1]) if len(chart.y) > 1 else []
     widest = max((v for v in [*values, *wholes] if not math.isnan(v)), default=0.0)
     rows = []
-    for number, label in enumerate(_labels(chart, shown)):
+    labels: list[str | tuple[str, str]] = [*_labels(chart, shown)]
+    if "text" in chart.options:
+        texts = shown[str(chart.options["text"])].to_list()
+        labels = [(label, cell(text)) for label, text in zip(_labels(chart, shown), texts, strict=True)]
+    for number, label in enumerate(labels):
         value, parts = values[number], []
         said = ABSENT if math.isnan(value) else figure(value, chart.unit)
         if wholes and wholes[number] > 0:

@@ -30,6 +30,8 @@ class JobFlops:
     notes: tuple[str, ...]
     experts: bool = False
     tokens: int | None = None
+    without_attention: bool = False
+    """No sequence length is known: the FLOPs of attention are left out."""
 
 
 def job_flops(
@@ -63,7 +65,10 @@ def job_flops(
         length = shape.positions
         notes.append(f"No sequence length in the traces: taken as the {length} positions of the model.")
     if length is None:
-        notes.append("No sequence length in the traces: attention is left out, the FLOPs are a lower bound.")
+        notes.append(
+            "No sequence length in the traces: attention is left out, FLOPs and MFU are lower bounds; "
+            "record_shapes=True records it."
+        )
     full, causal = (
         count
         * (
@@ -73,4 +78,6 @@ def job_flops(
         )
         for convention in ("matmul_full", "matmul_causal")
     )
-    return JobFlops("config", full, causal, tuple(notes), experts=shape.experts > 0, tokens=count), ()
+    return JobFlops(
+        "config", full, causal, tuple(notes), experts=shape.experts > 0, tokens=count, without_attention=not length
+    ), ()

@@ -28,6 +28,8 @@ FIGURES: Final = ("full", "causal", "model_full", "model_causal")
 
 _TIME: Final = pl.when(pl.col("kernel_ns").count() > 0).then(pl.col("kernel_ns").sum())
 """Kernel time; null without GPU activity, where it is not known."""
+_SOFTMAX: Final = r"^aten::(_softmax|_safe_softmax)$|^\w*MaskedSoftmax$"
+"""PyTorch's own, and Megatron-LM's fused ones; innermost, once a call."""
 _ROUTED: Final = re.compile(r"(?i)grouped_mm|grouped_gemm|groupedlinear|(?<![a-z])moe(?![a-z])|deep_ep|moe_")
 
 
@@ -154,11 +156,12 @@ def traits(rank: RankView, data: RankFlops) -> pl.DataFrame:
             "outside_calls": [found.calls.height - data.calls.height],
             "phantom_calls": [found.phantom.height],
             "phantom_flops": [found.phantom["full"].sum()],
+            "square_softmax": [_square_softmax(rank, data)],
         },
         schema={
             "rank": pl.Int32, "stage": pl.Int32, "stages": pl.Int32, "experts": pl.Boolean, "sequence": pl.Int64,
             "tokens": pl.Int64, "gpu_events": pl.Int64, "calls": pl.Int64, "outside_calls": pl.Int64,
-            "phantom_calls": pl.Int64, "phantom_flops": pl.Int64,
+            "phantom_calls": pl.Int64, "phantom_flops": pl.Int64, "square_softmax": pl.Int64,
         },
     )  # fmt: skip
 
@@ -222,6 +225,26 @@ def _tokens(rank: RankView, data: RankFlops) -> tuple[int | None, int | None]:
     steps = max(data.steps.height, 1)
     tokens = total // steps if total and total % steps == 0 else None
     return (keys if isinstance(keys, int) else max(lengths, default=None)), tokens
+
+
+def _square_softmax(rank: RankView, data: RankFlops) -> int:
+    """Return how often a softmax ran over scores […, S, S]: attention as plain products, causal or not."""
+    names = rank.table("events", ["event", "name"])
+    looked = (
+        names.filter(pl.col("name").cast(pl.String).str.contains(_SOFTMAX))
+        .join(rank.table("op_shapes", ["event", "input_dims"]), on="event")
+        .join(rank.table("links", ["event", "step"]), on="event")
+    )
+    if not _one_window(data.steps):
+        looked = looked.filter(pl.col("step").is_in(data.steps["step"].drop_nulls().implode()).fill_null(value=False))
+    counts = looked.group_by(pl.col("input_dims").cast(pl.String)).agg(pl.len())
+    return sum(calls for text, calls in counts.sort("input_dims").iter_rows() if _is_square(items(text)))
+
+
+def _is_square(dims: tuple[object, ...]) -> bool:
+    """Say whether the first tensor is […, S, S] with at least one size before."""
+    scores = dims[0] if dims else None
+    return isinstance(scores, list) and len(scores) > 2 and scores[-1] == scores[-2] != 1  # noqa: PLR2004
 
 
 def _product(sizes: list[int]) -> int:

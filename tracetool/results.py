@@ -87,7 +87,8 @@ class Chart:
     """A picture of one table of the Result; it names columns and computes nothing.
 
     stack      a horizontal bar a row: `label` names the row, each column of `y` is a part, the parts sum to the bar.
-    bars       a horizontal bar a row: `y[0]` is the length, `y[1]`, if given, the pale whole it is a part of.
+    bars       a horizontal bar a row: `y[0]` is the length, `y[1]`, if given, the pale whole it is a part of;
+               options text=<column> adds a second part to the label.
     heat       `x` column, `label` row, `y[0]` the value; drawn as PNG beside its table.
     scatter    `x`, `y[0]`, dot area `size`, colour `series`; options log=True; roofs come in options.
     line       `x`, one line a column of `y`, or a line a value of `series`.

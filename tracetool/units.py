@@ -34,7 +34,9 @@ _LADDERS: Final = {"ns": _TIME, "bytes": _BYTES, "flops": _FLOPS, "tflops": _TFL
 _PLAIN: Final = {"share": (0.01, "%"), "ratio": (1.0, "×")}
 _BARE: Final = {"ns": "time", "bytes": "size", "gbs": "rate", "tflops": "rate", "flops": "work"}
 """Words for columns named by nothing but their unit."""
-_SHARES: Final = ("mfu", "hfu", "mfu_causal", "hfu_causal", "shape_coverage")
+_UNIT: Final = re.compile(r"(?:^|_)(ns|bytes|gbs|tflops|flops|ratio)((?:_causal|_per_step|_per_gpu|_p\d+)*)$")
+"""The unit that ends a name, and what qualifies it."""
+_SHARES: Final = ("mfu", "hfu", "mfu_causal", "hfu_causal", "mfu_by_convention", "shape_coverage")
 
 
 @dataclass(frozen=True)
@@ -104,19 +106,20 @@ def unit_of(column: str) -> str:
     """Return the unit that a column's or metric's name ends with; "" when it says none."""
     if column in _SHARES or re.search(r"(^|_)share($|_)", column):
         return "share"
-    for ending in ("ns", "bytes", "gbs", "tflops", "flops", "ratio"):
-        if column.endswith(f"_{ending}") or column == ending:
-            return ending
-    return "ns" if re.search(r"_ns_p\d+$", column) else ""
+    found = _UNIT.search(column)
+    return found[1] if found else ""
 
 
 def heading(column: str) -> str:
     """Return a column's name in words, without its unit."""
-    if column in _BARE:
-        return _BARE[column]
     if column.startswith("share_"):
         return clean(column.replace("_", " "))
-    words = re.sub(r"_(ns|bytes|gbs|tflops|flops|share)(?=$|_p\d+$)", "", column).replace("_", " ")
+    found = _UNIT.search(column)
+    if found and found[1] == "ratio":
+        return clean(column.replace("_", " "))
+    if found and not found.start():  # nothing before the unit says what it is
+        return clean(_BARE.get(found[1], found[1]) + found[2].replace("_", " "))
+    words = re.sub(r"_share$", "", _UNIT.sub(r"\2", column)).replace("_", " ")
     return clean(words or column)
 
 

@@ -125,6 +125,29 @@ def test_the_convention_chooses_headline_gate_and_published_range(convention: st
     assert result.charts[0].kind == "bullet"
 
 
+@pytest.mark.parametrize(
+    ("phases", "training"),
+    [
+        (["forward"], False),
+        (["forward", "other"], False),
+        (["forward", "backward"], True),
+        (["forward", "optimizer"], True),
+        (["forward", "recompute"], True),
+    ],
+)
+def test_published_figures_of_training_stand_beside_no_inference(phases: list[str], *, training: bool) -> None:
+    result = one(*(big(phase=phase) for phase in phases))
+    assert result.metrics["mfu"] is not None
+    assert ("beside_published" in result.tables) == training
+    assert ("bullet" in {chart.kind for chart in result.charts}) == training
+
+
+def test_attention_as_plain_products_is_said() -> None:
+    softmax = Call("aten::_softmax", [[2, 16, 2048, 2048], [], []], kernels=[("softmax", "compute", 10)])
+    assert any("softmax over as many queries as keys" in note for note in one(big(), softmax).notes)
+    assert not any("softmax" in note for note in one(big()).notes)
+
+
 def test_several_formats_are_held_against_their_own_peaks() -> None:
     scalars = ["", "", "", "", "", "", "15", "False"]
     eight = Call(
@@ -251,6 +274,33 @@ def test_a_config_helps_where_shapes_do_not(tmp_path: Path) -> None:
     assert result.metrics["hfu"] is None
     assert any("HFU" in note for note in result.notes)
     assert any("--world-size" in note for note in result.notes)
+
+
+def test_a_config_without_a_sequence_length_is_a_lower_bound_in_the_headline(tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 256, "vocab_size": 1000,
+    }  # fmt: skip
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    settings = Settings(model=str(path), tokens_per_step=64)
+    result = one(Call("graph", [[4]], kernels=[("graph", "compute", 500_000)]), settings=settings)
+    weights = 2 * (4 * 64 * 64 + 3 * 64 * 256) + 1000 * 64
+    assert result.metrics["mfu"] == pytest.approx(64 * 6 * weights / PEAK * 1e9 / STEP_NS)
+    assert result.metrics["mfu_causal"] == result.metrics["mfu"]
+    assert "without attention, a lower bound" in result.headline[0].note
+    shaped = one(*attention("True"), settings=settings)
+    assert "lower bound" not in shaped.headline[0].note
+    whole = 64 * (6 * weights + 3 * 2 * 2 * 2048 * 128)
+    assert shaped.metrics["mfu"] == pytest.approx(whole / PEAK * 1e9 / STEP_NS)
+
+
+def test_shapes_without_a_known_product_say_why_there_is_no_figure() -> None:
+    layer = Call("aten::_cudnn_rnn", [[8, 8]], kernels=[("rnn", "compute", 90)])
+    result = one(layer, Call("aten::mm", [[4, 4], [4, 4]], kernels=[("g", "compute", 9)], dtype="c10::complex<float>"))
+    assert result.metrics["mfu"] is None
+    assert "no matrix product" in result.headline[0].note or "not shown" in result.headline[0].note
+    assert result.metrics["shape_coverage"] == 0
 
 
 def test_a_config_that_cannot_be_read_is_named() -> None:

@@ -65,6 +65,23 @@ def test_causal_attention_is_credited_what_it_skips() -> None:
     assert row["flops"] == 2 * 16 * 4096 * 4096 * 256 / 2
 
 
+def test_attention_of_an_unknown_mask_is_an_upper_bound_and_said() -> None:
+    """NVTX ranges hold sizes and no flags: counted in full."""
+    qkv = [[1, 16, 4096, 128]] * 3
+    kernel = [("flash", "compute", 500_000)]
+    silent = Call("aten::_scaled_dot_product_flash_attention", qkv, kernels=kernel)
+    result = one(silent, mm(8192, 4096, 4096, 400_000))
+    row = result.tables["ops"].filter(pl.col("family") == "attention").row(0, named=True)
+    assert row["flops"] == 2 * 16 * 4096 * 4096 * 256
+    assert "mask_unknown" in row["flags"]
+    assert any("upper bounds" in note and "lower bound" in note for note in result.notes)
+    assert result.headline[0].note.endswith("at most")
+    told = Call("aten::_scaled_dot_product_flash_attention", qkv, kernels=kernel, concrete=["", "", "", "0.", "True"])
+    known = one(told, mm(8192, 4096, 4096, 400_000))
+    assert not any("upper bounds" in note for note in known.notes)
+    assert not known.headline[0].note.endswith("at most")
+
+
 def test_operators_faster_than_the_roof_lose_nothing() -> None:
     """Operands that stay in a cache exceed the memory roof."""
     row = one(mm(8, 8192, 8192, 30_000)).tables["ops"].row(0, named=True)
