@@ -8,7 +8,8 @@ waits need a common clock are gone through once more.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,8 +18,9 @@ from tracetool.discover import read_head
 from tracetool.engine import in_order
 from tracetool.errors import UsageError
 from tracetool.hosts import hosts_of
-from tracetool.joinpipeline import join_pipelines, pairs_by_slots, pipeline_facts
-from tracetool.read import core_key, settings_key
+from tracetool.joined import ARRIVALS, Joined, keep, kept
+from tracetool.joinpipeline import join_pipelines, pairs_by_slots
+from tracetool.read import core_key
 from tracetool.segmentmap import SegmentJob, segment_rank
 
 if TYPE_CHECKING:
@@ -38,7 +40,6 @@ _SAMPLES_PER_GROUP = 2000
 _SAMPLES_IN_ALL = 2_000_000
 """Ends of all groups together for the clocks, so that the main process stays small."""
 _FEWEST_SAMPLES = 50
-_ARRIVALS = "-arrivals"
 _ROWS = 50_000
 """Rows of a row group of what is read again rank by rank."""
 _WORST_PER_GROUP = 300
@@ -84,40 +85,6 @@ class GroupReport(NamedTuple):
     pairs: pl.DataFrame
     needs_clocks: bool
     told: tuple[Told, ...]
-
-
-@dataclass(frozen=True)
-class Joined:
-    """What the ranks say together: small tables for analyses, and where each rank's facts lie."""
-
-    tables: Mapping[str, pl.DataFrame] = field(default_factory=dict)
-    """groups, clocks, clock_kinds, clock_checks, collective_sums, collective_worst, and for the replay nodes and edges.
-
-    Empty when nothing was joined.
-    """
-    folder: str = ""
-    groups_of: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-def facts_of(folder: str, groups: Sequence[int], rank: int) -> Tables:
-    """Return the facts about one rank: `waits`, sorted by event, `clock`, its one row, and what its pipeline tells.
-
-    Empty: nothing is known.
-    """
-    import polars as pl  # noqa: PLC0415 - workers only
-
-    from tracetool.tables import conform  # noqa: PLC0415 - same
-
-    clock = Path(folder, "clock.parquet")
-    facts: Tables = {}
-    if clock.exists():
-        facts["clock"] = conform("clock", pl.read_parquet(clock).filter(pl.col("rank") == rank))
-    parts = [Path(folder, f"g{group}{part}", f"r{rank}.parquet") for group in groups for part in ("", _ARRIVALS)]
-    frames = [pl.read_parquet(path) for path in parts if path.exists()]
-    if frames:
-        facts["waits"] = conform("waits", pl.concat(frames, how="diagonal")).sort("event")
-    return {**facts, **pipeline_facts(folder, rank, facts.get("waits"))}
 
 
 def match_group(job: GroupJob) -> GroupReport:
@@ -231,7 +198,7 @@ def arrive_group(job: GroupJob, clocks: Clocks) -> GroupReport:
     matched = pl.read_parquet(Path(job.target, "matched.parquet"))
     waits = arrival_waits(matched, clocks, job.size)
     if waits.height:
-        _write_by_rank(Path(job.target + _ARRIVALS), waits, job.role, {})
+        _write_by_rank(Path(job.target + ARRIVALS), waits, job.role, {})
     rows = matched.join(waits.select("rank", "event"), on=["rank", "event"], how="semi", maintain_order="left")
     unknown = waits.filter(pl.col("basis") == "unknown").height
     return GroupReport(
@@ -260,22 +227,42 @@ def join(
     `seen` is join.groups.SEEN_SCHEMA; `identities` and `sources` are tables `ranks` and `sources` of the run. With
     fewer than two ranks that communicate, groups and their roles are still told, and the facts are empty.
     """
+    curve = {"bandwidth_curve": ceiling_curve(settings.nccl_tests)} if settings.nccl_tests else {}
+    if not seen.height:
+        return Joined(tables=curve)
+    hosts, host_notes = hosts_of(identities, sources, settings)
+    key = _join_key(ranks, seen, hosts, host_notes)
+    folder = store.entry_path(opened.root, key)
+    opened.hold(key)
+    found = kept(folder) if opened.persistent else None
+    if found is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = _join(ranks, seen, hosts, host_notes, folder, pool=pool, progress=progress)
+        store.write_manifest(folder, [])
+        if opened.persistent:
+            keep(folder, found)
+    return replace(found, tables={**curve, **found.tables})
+
+
+def _join(
+    ranks: Sequence[StoredRank],
+    seen: pl.DataFrame,
+    hosts: pl.DataFrame,
+    host_notes: Sequence[str],
+    folder: Path,
+    *,
+    pool: Executor,
+    progress: Callable[[str, int, int], None],
+) -> Joined:
+    """Join the ranks, their facts into `folder`; `hosts` has rank, base_unix_ns, host, assumed of every rank."""
     import polars as pl  # noqa: PLC0415 - keeps `--help` fast
 
     from tracetool.join.clocks import solve  # noqa: PLC0415 - same
     from tracetool.join.groups import adopt, unify  # noqa: PLC0415 - same
 
-    curve = {"bandwidth_curve": ceiling_curve(settings.nccl_tests)} if settings.nccl_tests else {}
-    if not seen.height:
-        return Joined(tables=curve)
     listed = pl.concat([rank.table("process_groups") for rank in ranks])
     adopted = adopt(seen, listed)
     groups = unify(adopted.seen, listed)
-    hosts, host_notes = hosts_of(identities, sources, settings)
-    key = _join_key(ranks, settings)
-    folder = store.entry_path(opened.root, key)
-    folder.mkdir(parents=True, exist_ok=True)
-    opened.hold(key)
     jobs = _jobs(ranks, groups, hosts, adopted.given, folder)
     done = 0
 
@@ -287,7 +274,7 @@ def join(
     reports = in_order([pool.submit(match_group, job) for job in jobs], matched)
     if not reports:
         return _without_groups(
-            Joined(tables={"groups": groups, **curve}, notes=adopted.notes), ranks, hosts.drop("assumed"), folder, pool
+            Joined(tables={"groups": groups}, notes=adopted.notes), ranks, hosts.drop("assumed"), folder, pool
         )
     samples = pl.concat([report.samples for report in reports])
     pairs = pl.concat([report.pairs for report in reports])
@@ -299,7 +286,6 @@ def join(
     later = [job for job, report in zip(jobs, reports, strict=True) if report.needs_clocks]
     reports += in_order([pool.submit(arrive_group, job, clocks) for job in later], lambda _: None)
     pipelines = join_pipelines(ranks, groups, clocks, folder, pool)
-    store.write_manifest(folder, [])
     groups_of = {
         rank.rank: tuple(job.group_id for job in jobs if rank.rank in {m.rank for m in job.members}) for rank in ranks
     }
@@ -309,7 +295,6 @@ def join(
     )
     return Joined(
         tables={
-            **curve,
             "groups": groups,
             "hosts": hosts.select("rank", "host", "assumed"),
             "clocks": clocks.ranks,
@@ -356,7 +341,6 @@ def _without_groups(
     if not pipelines.tables:
         return joined
     store.write_table(folder / "clock.parquet", clocks.ranks)
-    store.write_manifest(folder, [])
     tables = {**joined.tables, "clocks": clocks.ranks, **pipelines.tables}
     notes = (*joined.notes, *clocks.notes, *pipelines.notes)
     return replace(joined, tables=tables, folder=str(folder), notes=notes)
@@ -435,9 +419,15 @@ def sentences(told: Sequence[Told]) -> list[str]:
     return found
 
 
-def _join_key(ranks: Sequence[StoredRank], settings: Settings) -> str:
-    text = f"{core_key()} {settings_key(settings)} {[(r.rank, r.base, r.derived) for r in ranks]}"
-    return f"join-{hashlib.blake2b(text.encode(), digest_size=20).hexdigest()}"
+def _join_key(ranks: Sequence[StoredRank], seen: pl.DataFrame, hosts: pl.DataFrame, host_notes: Sequence[str]) -> str:
+    """Return a key of all that a join depends on: the code, the ranks' tables, what they tell of groups and hosts."""
+    text = f"{core_key()} {[(r.rank, r.base, r.derived, r.steps) for r in ranks]} {list(host_notes)}"
+    digest = hashlib.blake2b(text.encode(), digest_size=20)
+    for table in (seen, hosts):
+        buffer = BytesIO()
+        table.write_ipc(buffer)
+        digest.update(buffer.getbuffer())
+    return f"join-{digest.hexdigest()}"
 
 
 def ceiling_curve(path: str) -> pl.DataFrame:

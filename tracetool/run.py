@@ -18,7 +18,8 @@ from tracetool.discover import legible
 from tracetool.engine import SerialExecutor, executor, in_order
 from tracetool.errors import StoreFailed, TracetoolError, UsageError
 from tracetool.ingest import Ingested, ingest
-from tracetool.joinmap import Joined, facts_of, join
+from tracetool.joined import Joined, facts_of
+from tracetool.joinmap import join
 from tracetool.needs import NEEDS
 from tracetool.read import code_key, settings_key
 from tracetool.results import Finding, Result, skipped

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tracetool import store
+from tracetool import heap
+from tracetool.joined import facts_of
 
 if TYPE_CHECKING:
     from tracetool.store import StoredRank
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SegmentJob(NamedTuple):
-    """One rank, and the folder of what the join knows about it, where its nodes and edges are kept too."""
+    """One rank, and the folder of what the join knows about it."""
 
     rank: StoredRank
     folder: str
@@ -22,17 +23,11 @@ class SegmentJob(NamedTuple):
 
 
 def segment_rank(job: SegmentJob) -> Tables:
-    """Return tables `nodes` and `edges` of one rank, found in the store or made. Runs in a worker."""
+    """Return tables `nodes` and `edges` of one rank. Runs in a worker."""
     import polars as pl  # noqa: PLC0415 - workers only
 
     from tracetool.join.segments import segments  # noqa: PLC0415 - same
-    from tracetool.joinmap import facts_of  # noqa: PLC0415 - it submits this job
 
-    target = Path(job.folder, f"segments-r{job.rank.rank}")
-    if target.is_dir() and not store.whole(target):
-        store.drop(target)
-    if target.is_dir():
-        return {name: pl.read_parquet(target / f"{name}.parquet") for name in ("nodes", "edges")}
     matched = [
         pl.scan_parquet(path)
         .filter((pl.col("rank") == job.rank.rank) & pl.col("instance").is_not_null() & (pl.col("present") > 1))
@@ -53,7 +48,5 @@ def segment_rank(job: SegmentJob) -> Tables:
         sent.unique("event", keep="first", maintain_order=True), on="event", how="full", coalesce=True
     )
     found = segments(job.rank, facts_of(job.folder, job.groups, job.rank.rank), instances)
-    with store.new_folder(target) as folder:
-        for name, table in found.items():
-            table.write_parquet(folder / f"{name}.parquet", compression="lz4")
+    heap.give_back()
     return found

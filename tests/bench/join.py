@@ -21,7 +21,7 @@ import polars as pl
 
 from tracetool import engine, store
 from tracetool.join.groups import SEEN_SCHEMA
-from tracetool.joinmap import Joined, join
+from tracetool.joinmap import join
 from tracetool.settings import Settings
 from tracetool.store import Store, StoredRank
 from tracetool.tables import conform, frame
@@ -108,7 +108,7 @@ def measured(ranks: int, rows: int, workers: int) -> None:
         made = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         before, start = _cpu_s(), time.perf_counter()
         with Store(None) as opened, engine.executor(f"processes:{workers}", jobs=ranks, work_bytes=1 << 40) as pool:
-            found: Joined = join(
+            found = join(
                 handles, seen, identities, Settings(), opened, sources=NO_SOURCES, pool=pool, progress=lambda *_: None
             )
         cpu, wall = _cpu_s() - before, time.perf_counter() - start

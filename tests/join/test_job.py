@@ -12,7 +12,6 @@ from tracetool.join.job import Job, places
 from tracetool.join.path import critical_path
 from tracetool.join.whatif import published_slowdown
 from tracetool.run import open_run
-from tracetool.segmentmap import SegmentJob, segment_rank
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,13 +93,3 @@ def test_one_rank_is_no_job_unless_asked_for(tmp_path: Path) -> None:
     assert alone.untold == 1.0
     assert not alone.trusted
     assert Job.of({}) is None
-
-
-def test_a_rank_is_cut_into_segments_once(tmp_path: Path) -> None:
-    simulate(CONFIG).write_kineto(tmp_path / "run", ranks=[0, 2])
-    with open_run(tmp_path / "run", engine="serial", cache=str(tmp_path / "cache")) as opened:
-        folder = opened._joined.folder  # noqa: SLF001 - the store's own place
-        stored = opened._ingested.ranks[0]  # noqa: SLF001 - same
-        made = opened.view.joined["nodes"].filter(pl.col("rank") == 0)
-        again = segment_rank(SegmentJob(stored, folder, ()))
-    assert again["nodes"].equals(made)
