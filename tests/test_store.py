@@ -66,6 +66,23 @@ def test_only_chosen_steps_are_seen(tmp_path: Path) -> None:
     assert stored.table("steps")["step"].to_list() == [5]
 
 
+def test_a_held_rank_reads_each_column_once(tmp_path: Path) -> None:
+    entry = _entry(tmp_path, "k")
+    stored = StoredRank(7, (str(entry / "r-1"),), None)
+    held = store.held(stored)
+    assert held.table("events", ["name", "rank"]).equals(stored.table("events", ["name", "rank"]))
+    assert held.table("events", ["dur_ns", "name"]).equals(stored.table("events", ["dur_ns", "name"]))
+    assert held.table("counters").equals(stored.table("counters"))
+    (entry / "r-1" / "events.parquet").unlink()
+    assert held.table("events", ["rank", "dur_ns"])["dur_ns"].to_list() == [5, 5]
+
+
+def test_a_large_rank_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = StoredRank(7, (str(_entry(tmp_path, "k") / "r-1"),), None)
+    monkeypatch.setattr(store, "_HELD_BYTES", 10)
+    assert store.held(stored) is stored
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     def fail() -> None:
         with store.new_folder(tmp_path / "entries" / "k") as folder:

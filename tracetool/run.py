@@ -66,10 +66,11 @@ def analyze_rank(job: RankJob) -> dict[str, Answer]:
     A failure is the answer of that one analysis; the others go on.
     """
     facts = facts_of(job.facts, job.groups, job.rank.rank) if job.facts else {}
-    return {name: _answer(job, name, facts) for name in job.names}
+    rank = store.held(job.rank)
+    return {name: _answer(job, name, rank, facts) for name in job.names}
 
 
-def _answer(job: RankJob, name: str, facts: Tables) -> Answer:
+def _answer(job: RankJob, name: str, rank: StoredRank, facts: Tables) -> Answer:
     per_rank = getattr(registry.analyses()[name], "per_rank", None)
     if per_rank is None:
         return Answer({}, "")
@@ -77,7 +78,7 @@ def _answer(job: RankJob, name: str, facts: Tables) -> Answer:
     if kept is not None and (known := bundle.read(kept)) is not None:
         return Answer(known, "")
     try:
-        tables = per_rank(job.rank, facts, job.settings)
+        tables = per_rank(rank, facts, job.settings)
     except Exception as error:  # noqa: BLE001 - the contract: an exception is the answer "error", the others still run
         damaged = job.keep and store.drop_unreadable(job.rank)
         why = "its tables in the cache were damaged and have been dropped; run again" if damaged else _sentence(error)

@@ -7,7 +7,7 @@ Layout below the root, which is the cache directory or a temporary one (`--cache
         manifest                 pickled by no one: plain JSON, written last
         r<rank>/<table>.parquet  base tables of one rank, the rank as the file numbers it; `run` for none
         r<rank>/d-<key>/…        tables derived under the settings that the key stands for
-        r<rank>/p-<key>/…        what an analysis' per_rank returned
+        r<rank>/p-<key>          what an analysis' per_rank returned, one file
         sizes                    of every file that was written with a folder: it is whole when all have theirs
     locks/<entry key>            held shared by whoever reads the entry
 
@@ -27,7 +27,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
@@ -50,6 +50,8 @@ _SPARED_S = 600
 """An entry used this recently is not evicted: a process that has just found it may not hold it yet."""
 _LEFTOVER_S = 86_400
 """A temporary folder older than this belongs to a process that was killed."""
+_HELD_BYTES = 16 << 20
+"""Stored size of a rank up to which what has been read of it stays in memory: about ten times as much there."""
 _SIZES = "sizes"
 _KEY = re.compile(r"[\w-]{1,128}")
 
@@ -102,6 +104,30 @@ class StoredRank:
         """Return the named table, or only `columns` of it, in stored order."""
         frame = self.scan(name)
         return (frame if columns is None else frame.select(columns)).collect()
+
+
+@dataclass(frozen=True)
+class HeldRank(StoredRank):
+    """A rank whose columns stay in memory once read, while one question after the other asks for the same ones."""
+
+    held: dict[str, pl.DataFrame] = field(default_factory=dict, compare=False, repr=False)
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """Return the named table, or only `columns` of it, in stored order."""
+        known = self.held.get(name)
+        wanted = columns if columns is not None else self.scan(name).collect_schema().names()
+        missing = [column for column in wanted if known is None or column not in known.columns]
+        if known is None or missing:
+            more = super().table(name, missing)
+            known = self.held[name] = more if known is None else known.hstack(more)
+        return known.select(wanted)
+
+
+def held(rank: StoredRank) -> StoredRank:
+    """Return the rank so that it keeps what it reads, unless its tables are large."""
+    folders = (*rank.base, *filter(None, [rank.derived]))
+    size = sum(entry.stat().st_size for folder in folders for entry in os.scandir(folder))
+    return HeldRank(rank.rank, rank.base, rank.derived, rank.steps) if size <= _HELD_BYTES else rank
 
 
 class Store:
