@@ -41,6 +41,7 @@ from tracetool.figures import percent, share
 from tracetool.job_flops import job_flops
 from tracetool.mfu_figures import MEASURES, Known, formats_of, main_format, metrics_of, tables_of
 from tracetool.needs import NEEDS as ALL_NEEDS
+from tracetool.op_arguments import VARLEN
 from tracetool.rank_flops import by_phase, by_shape, by_step, place, rank_flops, traits
 from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value, no_saving, skipped
 from tracetool.utilization import NEGLIGIBLE, peaks, per_step, sample, totals, unknown_formats
@@ -216,6 +217,8 @@ def _peak_notes(k: Known) -> list[str]:
 
 def _flag_notes(k: Known) -> list[str]:
     flags = ", ".join(k.parts["shapes"]["flags"].drop_nulls().unique().sort().to_list())
+    if k.job is not None and k.job.source == "config" and VARLEN in flags:
+        return ["Packed sequences: the model's attention is taken at the longest recorded length, an upper bound."]
     texts = {
         "varlen_upper_bound": "Sequence lengths of packed attention are not in the trace: its FLOPs are upper bounds.",
         "mask_unknown": "Some attention has a mask whose pairs are not known: it is counted in full.",

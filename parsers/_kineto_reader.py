@@ -164,7 +164,7 @@ class Reader:
         """Return the arguments, the positions of those that tell of a communication, and which shapes there are."""
         text = b",".join(raws)
         if any(name in self.categories for name in NAMES_OF_2021):
-            text = text.replace(b'"external id"', b'"External id"')
+            text = text.replace(b'"external id"', b'"External id"').replace(b'"Input dims"', b'"Input Dims"')
         comms = _marked(text, raws) if kind in (LaunchArgs, OpArgs) else []
         present = frozenset(name for name, key in SHAPE_KEYS.items() if key in text) if kind is OpArgs else frozenset()
         try:

@@ -228,6 +228,66 @@ def test_packed_backward() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "backward", "lengths_at", "longest_at", "about"),
+    [
+        ("aten::_flash_attention_forward", False, 3, 5, {"a8": "True"}),
+        ("aten::_flash_attention_backward", True, 6, 8, {"a11": "True"}),
+        ("aten::_efficient_attention_forward", False, 4, 6, {"a9": "1"}),
+        ("aten::_efficient_attention_backward", True, 6, 8, {"a14": "1"}),
+        ("aten::_cudnn_attention_forward", False, 4, 6, {"a10": "True"}),
+        ("aten::_cudnn_attention_backward", True, 9, 11, {"a14": "True"}),
+        ("flash_attn_3::fwd", False, 7, 12, {"a24": "True"}),
+        ("flash_attn_3::bwd", True, 9, 13, {"a16": "True"}),
+    ],
+)
+def test_where_packed_lengths_stand(
+    name: str, lengths_at: int, longest_at: int, about: dict[str, str], *, backward: bool
+) -> None:
+    dims: list[object] = [*[[100, H, D]] * (4 if backward else 3), *[[]] * 25]
+    dims[lengths_at] = dims[lengths_at + 1] = [5]
+    found = work(name, dims, arguments(29, **{f"a{longest_at}": "40", f"a{longest_at + 1}": "40"}, **about))
+    assert found is not None
+    assert found.full == 2 * H * 100 * 40 * ((3 * D + 2 * V) if backward else (D + V))
+    assert found.causal == found.full // 2
+    assert found.flags == (VARLEN,)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("0", 1), ("1", 2), ("2", 2)])
+def test_efficient_attention_backward_names_its_mask_by_number(kind: str, share: int) -> None:
+    dims: list[object] = [BSHD, BSHD, BSHD, BSHD, *[[]] * 16]
+    found = work("aten::_efficient_attention_backward", dims, arguments(20, a14=kind))
+    assert found is not None
+    assert found.causal * share == found.full == ONCE * 5 // 2
+
+
+@pytest.mark.parametrize(
+    ("name", "backward", "mask_at", "causal_at"),
+    [
+        ("aten::scaled_dot_product_attention", False, 3, 5),
+        ("aten::_scaled_dot_product_efficient_attention", False, 3, 6),
+        ("aten::_scaled_dot_product_cudnn_attention", False, 3, 6),
+        ("aten::_scaled_dot_product_fused_attention_overrideable", False, 3, 5),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", False, 5, 4),
+        ("aten::_scaled_dot_product_efficient_attention_backward", True, 4, 11),
+        ("aten::_scaled_dot_product_cudnn_attention_backward", True, 8, 14),
+        ("aten::_scaled_dot_product_fused_attention_overrideable_backward", True, 4, 13),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", True, 8, 7),
+    ],
+)
+def test_where_a_mask_stands(name: str, mask_at: int, causal_at: int, *, backward: bool) -> None:
+    dims: list[object] = [*[BHSD] * (4 if backward else 3), *[[]] * 16]
+    scalars = arguments(20, **{f"a{causal_at}": "False"})
+    plain = work(name, dims, scalars)
+    dims[mask_at] = [B, 1, S, S]
+    masked = work(name, dims, scalars)
+    assert plain is not None
+    assert masked is not None
+    assert plain.flags == ()
+    assert masked.flags == (MASK,)
+    assert masked.causal == plain.full
+
+
+@pytest.mark.parametrize(
     "dims",
     [
         [BHSD, [B, H, S, D + 1], BHSD],

@@ -42,6 +42,26 @@ def test_the_innermost_operator_counts_once() -> None:
     assert flops(found) == 2 * 4 * 5 * 6
 
 
+def test_attention_in_attention_counts_once() -> None:
+    """Autocast nests the call in itself, and each layer of dispatch records it again."""
+    qkv, scalars = [[2, 4, 8, 16]] * 3, ["", "", "", "0.", "True"]
+    fused = Call("aten::_flash_attention_forward", [[2, 8, 4, 16]] * 3, kernels=[GEMM], concrete=[*[""] * 8, "True"])
+    middle = Call("aten::_scaled_dot_product_flash_attention", qkv, [fused], concrete=scalars)
+    sdpa = Call("aten::scaled_dot_product_attention", qkv, [middle], concrete=["", "", "", "", "0.", "True"])
+    found = ran([Call("aten::scaled_dot_product_attention", qkv, [sdpa], concrete=["", "", "", "", "0.", "True"])])
+    assert found.calls["name"].to_list() == ["aten::_flash_attention_forward"]
+    assert flops(found) == 2 * 2 * 4 * 8 * 8 * 32
+
+
+def test_a_convolution_in_a_librarys_own_counts_one_level() -> None:
+    scalars = ["", "", "", "[1]", "[0]", "[1]", "False", "[0]", "1"]
+    dims: list[object] = [[1, 2, 8], [4, 2, 3], *[[]] * 7]
+    inner = Call("aten::miopen_convolution", dims, kernels=[GEMM], concrete=["", "", "", "[0]", "[1]", "[1]", "1"])
+    outer = Call("aten::_convolution", dims, [inner], concrete=scalars)
+    assert flops(ran([outer])) == flops(ran([inner])) == 2 * 6 * 4 * 2 * 3
+    assert flops(ran([Call("aten::convolution", dims, [outer], concrete=scalars)])) == 2 * 6 * 4 * 2 * 3
+
+
 def test_an_operator_with_several_kernels_counts_once() -> None:
     """The trap: FLOPs repeated for each kernel of a split product; its memset belongs to its time."""
     split = Call(

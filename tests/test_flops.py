@@ -58,6 +58,8 @@ def test_operators_without_known_flops(name: str) -> None:
         ("torchvision::nms", True),
         ("symm_mem::_async_input_mm", False),
         ("symm_mem::one_shot_all_reduce", True),
+        ("te_general_grouped_gemm", False),
+        ("flashinfer::batch_prefill_with_kv_cache", False),
         ("fbgemm::f8f8bf16_rowwise_grouped", False),
         ("LinearWithGradAccumulationAndAsyncCommunicationBackward", False),
     ],

@@ -101,6 +101,32 @@ def test_every_example_names_its_own_entry_and_every_figure_has_a_source() -> No
         assert all(tflops > 0 for tflops in device.tflops.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "tflops", "share"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "bf16", 271.2, 0.869), ("NVIDIA GH200 480GB", "bf16", 828.6, 0.838),
+        ("NVIDIA H100 80GB HBM3", "bf16", 794.5, 0.803), ("NVIDIA B300", "bf16", 1769, 0.786),
+        ("NVIDIA B200", "bf16", 1745, 0.776), ("NVIDIA GB200", "bf16", 1822, 0.729),
+        ("AMD Instinct MI325X", "bf16", 784.9, 0.60), ("AMD Instinct MI300X", "bf16", 668.4, 0.511),
+        ("NVIDIA H200", "fp8", 1453.4, 0.734), ("NVIDIA H100 80GB HBM3", "fp8", 1402.6, 0.709),
+    ],
+)  # fmt: skip
+def test_the_best_measured_product_lies_below_its_data_sheet(
+    name: str, dtype: str, tflops: float, share: float
+) -> None:
+    device = hardware.find(name)
+    assert device is not None
+    assert device.measured_tflops[dtype] == tflops
+    assert tflops / device.tflops[dtype] == pytest.approx(share, abs=0.002)
+
+
+def test_memory_of_the_processor_beside_it_is_no_memory_of_the_device() -> None:
+    """The trap: the 480 GB in a Grace Hopper's name are the host's."""
+    named = hardware.find("NVIDIA GH200 480GB")
+    assert named is not None
+    assert (named.key, named.memory_gbs) == ("gh200", 4000)
+
+
 def test_no_peak_counts_sparsity() -> None:
     """Twice the rate from one format to the next narrower one is the most that dense units of one die do."""
     for device in hardware.known():

@@ -100,6 +100,39 @@ def test_dense_layers_of_a_model_with_experts() -> None:
     assert model_flops.from_config({**experts, "moe_layer_freq": [0] * 4 + [1] * 28}).expert_layers == 28
 
 
+def test_latent_attention_with_and_without_compressed_queries() -> None:
+    """Without a rank for queries their two factors are one matrix d × heads·(plain + rotary)."""
+    latent: dict[str, object] = {
+        **LLAMA_8B, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+        "v_head_dim": 96,
+    }  # fmt: skip
+    both = model_flops.from_config(latent)
+    plain = model_flops.from_config({**latent, "q_lora_rank": None})
+    keys = 4096 * (512 + 64) + 512 * 32 * (128 + 96) + 32 * 96 * 4096
+    assert both.attention_weights == 4096 * 1536 + 1536 * 32 * 192 + keys
+    assert plain.attention_weights == 4096 * 32 * 192 + keys
+    assert both.attention(1000) == plain.attention(1000) == 2 * 32 * 1000 * (32 * 192 + 32 * 96)
+
+
+def test_the_head_counts_whether_tied_or_not() -> None:
+    tied = {**LLAMA_8B, "tie_word_embeddings": True}
+    assert flops(tied, 8192, "matmul_full") == flops(LLAMA_8B, 8192, "matmul_full")
+    assert flops(tied, 8192, "6n_total") < flops(LLAMA_8B, 8192, "6n_total")
+    assert flops(tied, 8192, "hf_trainer") < flops(LLAMA_8B, 8192, "hf_trainer")
+
+
+def test_recomputation_of_every_block_is_hardware_flops_only() -> None:
+    """The trap: the well-known 52 % of Megatron-LM in 2021 count the second forward."""
+    plain = {
+        "model_type": "gpt2", "n_embd": 1024, "n_layer": 24, "n_head": 16, "n_positions": 1024, "vocab_size": 51200,
+    }  # fmt: skip
+    useful, executed = flops(plain, 1024, "matmul_causal"), flops(plain, 1024, "full_recompute_hfu_causal")
+    shape = model_flops.from_config(plain)
+    again = 2 * (shape.matmul_parameters - shape.vocabulary * shape.hidden) + Fraction(1, 2) * shape.attention(1024)
+    fifth = Fraction(1, 4) * shape.attention(1024)
+    assert executed - useful == again + fifth
+
+
 def test_layers_that_predict_further_tokens_count_only_when_asked_for() -> None:
     config: dict[str, object] = {**LLAMA_8B, "num_nextn_predict_layers": 1}
     assert flops(config, 4096, "matmul_full") == flops(LLAMA_8B, 4096, "matmul_full")

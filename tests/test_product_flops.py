@@ -94,6 +94,24 @@ def test_scaled_products_take_the_format_of_their_operands() -> None:
     assert found.moved_bytes == M * K + K * N + 2 * M * N
 
 
+@pytest.mark.parametrize(
+    ("name", "at", "number", "element"),
+    [("aten::_scaled_mm", 6, "15", 2), ("aten::_scaled_mm", 6, "6", 4), ("aten::_scaled_mm_v2", 9, "6", 4)],
+)
+def test_where_the_format_of_a_scaled_products_result_stands(name: str, at: int, number: str, element: int) -> None:
+    concrete = [""] * 12
+    concrete[at] = number
+    found = work(name, [[M, K], [K, N], *[[]] * 10], concrete, [FP8, FP8, *[""] * 10])
+    assert found is not None
+    assert found.moved_bytes == M * K + K * N + element * M * N
+
+
+def test_whole_numbers_of_eight_bits() -> None:
+    found = work("aten::_int_mm", [[M, K], [K, N]], types="signed char")
+    assert found is not None
+    assert (found.dtype, found.full) == ("int8", 2 * M * K * N)
+
+
 def test_fp4_elements_are_recorded_in_pairs() -> None:
     packed = "c10::Float4_e2m1fn_x2"
     assert full("aten::_scaled_mm", [[M, K], [K, N]], types=packed) == 2 * 2 * M * K * N
@@ -142,6 +160,21 @@ def test_convolution_backward_costs_one_forward_a_requested_gradient(mask: str) 
     forward = full("aten::convolution", CONV_DIMS, CONV)
     assert forward is not None
     assert full("aten::convolution_backward", dims, concrete) == forward * mask[:13].count("True")
+
+
+def test_backward_of_a_transposed_and_of_a_depthwise_convolution() -> None:
+    up = ["", "", "", "[2, 2]", "[0, 0]", "[1, 1]", "True", "[0, 0]", "1"]
+    forward = full("aten::convolution", [[1, 16, 5, 5], [16, 8, 2, 2], *[[]] * 7], up)
+    assert forward is not None
+    back = ["", "", "", "[0]", "[2, 2]", "[0, 0]", "[1, 1]", "True", "[0, 0]", "1", "[True, True, False]"]
+    dims: list[object] = [[1, 8, 10, 10], [1, 16, 5, 5], [16, 8, 2, 2], *[[]] * 8]
+    assert full("aten::convolution_backward", dims, back) == 2 * forward
+    each = ["", "", "", "[1, 1]", "[1, 1]", "[1, 1]", "False", "[0, 0]", "16"]
+    deep = full("aten::convolution", [[2, 16, 5, 5], [16, 1, 3, 3], *[[]] * 7], each)
+    assert deep == 2 * 2 * 16 * 25 * 9
+    back = ["", "", "", "[0]", "[1, 1]", "[1, 1]", "[1, 1]", "False", "[0, 0]", "16", "[True, True, False]"]
+    dims = [[2, 16, 5, 5], [2, 16, 5, 5], [16, 1, 3, 3], *[[]] * 8]
+    assert full("aten::convolution_backward", dims, back) == 2 * deep
 
 
 @pytest.mark.parametrize(

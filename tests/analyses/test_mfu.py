@@ -122,6 +122,8 @@ def test_the_convention_chooses_headline_gate_and_published_range(convention: st
     assert beside["published_high"] == shown["high_share"].max()
     assert 0.2 < beside["published_low"] < beside["published_high"] < 0.6
     assert result.headline[0].order == 0
+    assert ("causal attention" in result.headline[0].note) == (convention == "causal")
+    assert ("full attention" in result.headline[0].note) == (convention == "full")
     assert result.charts[0].kind == "bullet"
 
 
@@ -214,6 +216,7 @@ def test_the_users_peak_wins() -> None:
     result = one(big(), settings=Settings(peak_tflops=100.0))
     assert result.metrics["mfu"] == pytest.approx(BIG_FLOPS / (STEP_NS / 1e9) / 100e12)
     assert result.metrics["peak_flops"] == 100e12
+    assert any("Peak given: 100 TFLOP/s" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(

@@ -313,8 +313,13 @@ def test_a_trace_of_2021(read: Callable[[object], Tables]) -> None:
     launch = {**x("cudaLaunchKernel", 1, 2, "Runtime"), "tid": "5555", "args": {"external id": 3, "correlation": 9}}
     run = {**kernel(9), "cat": "Kernel", "tid": "stream 7"}
     run["args"]["external id"] = 3
-    found = read(doc(launch, run))
-    assert found["events"].select("correlation", "external_id").rows() == [(9, 3), (9, 3)]
+    product = {**x("aten::mm", 0, 4, "Operator"), "tid": "5555"}
+    product["args"] = {"external id": 3, "Input dims": [[2, 3], [3, 4]], "Input type": ["float", "float"]}
+    found = read(doc(product, launch, run))
+    assert found["events"].select("correlation", "external_id").rows() == [(None, 3), (9, 3), (9, 3)]
+    assert found["op_shapes"].select("event", "input_dims", "input_types").rows() == [
+        (0, "[[2,3],[3,4]]", '["float","float"]')
+    ]
     gpu, cpu = found["tracks"].rows(named=True)
     assert (gpu["kind"], gpu["device"], gpu["stream"], gpu["process"], gpu["thread"]) == ("gpu", 0, 7, "0", "stream 7")
     assert (cpu["kind"], cpu["device"], cpu["stream"], cpu["thread"]) == ("cpu", None, None, "5555")
