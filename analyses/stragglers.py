@@ -1,10 +1,11 @@
 """Who makes the others wait, why, and what it costs.
 
 Own work of a rank in a step: self_ns, the time in which a compute kernel runs (never the length of a collective: those
-who wait show long ones), and host_ns, the time in which the GPU is dry because the host had launched nothing. Peers:
-ranks that do the same work (same pipeline stage, over data, tensor and context parallel groups). A straggler exceeds
-the median of its peers by more than 5 %, in self time or, mostly by its host, in own work, in more than half of its
-steps (persistence: the share of steps). A rank without peers is not judged, and a heavy stage is no straggler.
+who wait show long ones), and host_ns, the time in which the GPU is dry because the host had launched nothing (it counts
+to the step of the launch that ends it). Peers: ranks that do the same work (same pipeline stage, over data, tensor and
+context parallel groups). A straggler exceeds the median of its peers by more than 5 %, in self time or, mostly by its
+host, in own work, in more than half of its steps (persistence: the share of steps). A rank without peers is not judged,
+and a heavy stage is no straggler.
 
 cause: device (the same kernels, as many, longer by one factor), work (more or larger work: operators take, or
 communications carry, more), host (same kernels, larger gaps), link (its way out of the host moves data slower than its
@@ -14,12 +15,14 @@ caused_wait_ns: what others waited, per step, in communications that it was the 
 share its fate (a tensor or pipeline neighbour of a slow rank is late too): they name nobody.
 
 T: mean time of a step in the replay of all ranks (tracetool/join/job.py); replay_error = T ÷ measured − 1.
-Idealised: compute of each phase and step, the host's time between launches, and slow links at the median of the peers.
-cost_ns = T − T(that rank, stage, operation or link idealised), per step; cost_after_ns: the same once all costlier
-ones are idealised. slowdown = T ÷ T(all stragglers and slow links idealised). slowdown_paper = S of arXiv 2505.05713:
-T ÷ T(compute at the means, transfers at the medians of their kinds over all ranks, stages included), so a heavy stage
-counts in it. Beyond an error of 5 %, or with more than 5 % of communication time unmatched, costs and slowdowns are
-null.
+Idealised: compute of each phase and step, the host's time between launches, and slow links at the median of the peers;
+of a rank that is given more work, its transfers too. A group or link: its transfers at the median of the peers; a
+stage: its compute at the mean of the stages; a kind of operation: compute at the median of the peers, transfers at that
+of their kind. cost_ns = T − T(that rank, stage, kind of operation, group or link idealised), per step; cost_after_ns:
+the same once all costlier ones are idealised. slowdown = T ÷ T(all stragglers and slow links idealised).
+slowdown_paper = S of arXiv 2505.05713: T ÷ T(compute at the means, transfers at the medians of their kinds over all
+ranks, stages included), so a heavy stage counts in it. Beyond an error of 5 %, or with more than 5 % of communication
+time unmatched, costs and slowdowns are null; so is the cost of a link or group without peers.
 
 Source: definitions after arXiv 2505.05713 and NVIDIA's nvidia-resiliency-ext; peers and causes are tracetool's own.
 """
@@ -35,7 +38,7 @@ from tracetool.accusations import Known, of_ranks, of_stages
 from tracetool.errors import TracetoolError
 from tracetool.figures import milliseconds, percent, share
 from tracetool.join.blame import LIMIT, Columns, Verdict, matrix, verdicts
-from tracetool.join.costs import LINKS, OP_TYPES, Costs
+from tracetool.join.costs import GROUPS, LINKS, OP_TYPES, Costs
 from tracetool.join.job import Job, places
 from tracetool.join.price import step_time_ns
 from tracetool.join.segments import COMM
@@ -119,6 +122,7 @@ class _Case:
         self.run, self.work, self.own, self.placed = run, work, own, placed
         self.job = job
         self.stage = dict(placed.select("rank", "stage").iter_rows())
+        self.staged = placed["stage"].null_count() == 0
         host_of = dict(run.joined["clocks"].select("rank", "host").iter_rows()) if "clocks" in run.joined else {}
         self.links: Links | None = links(job, host_of) if job else None
         nics = {c.ranks[0] for c in (self.links.culprits if self.links else ()) if c.kind == "nic"}
@@ -183,12 +187,12 @@ class _Case:
     def _stages(self) -> pl.DataFrame:
         rows = []
         by_rank = {rank: place for place, rank in enumerate(self.own.ranks)}
-        numbers = sorted({stage for rank, stage in self.stage.items() if rank in by_rank})
+        numbers = sorted({stage for rank, stage in self.stage.items() if rank in by_rank and stage is not None})
         own = {rank: _mean(self.own.self_ns[place]) or 0 for rank, place in by_rank.items()}
         # of two ranks the faster one is the measure: a slow rank is no heavy stage
         of_stage = {s: [own[r] for r, t in self.stage.items() if t == s and r in own] for s in numbers}
         typical = {s: float(np.quantile(ns, 0.5, method="lower")) for s, ns in of_stage.items()}
-        mean = sum(typical.values()) / len(typical)
+        mean = sum(typical.values()) / len(typical) if typical else 0.0
         for number in numbers:
             cost = self.costs.of_stage(number) if self.costs else None
             members = [rank for rank, stage in self.stage.items() if stage == number]
@@ -239,6 +243,7 @@ class _Case:
             "ranks": ranks,
             "stages": self._stages(),
             "op_types": self.costs.op_types() if self.costs else pl.DataFrame(schema=OP_TYPES),
+            "groups": self.costs.of_groups() if self.costs else pl.DataFrame(schema=GROUPS),
             "links": self.costs.of_links() if self.costs else pl.DataFrame(schema=LINKS),
             "what_ifs": _what_if_table(changes, whole),
             "per_rank_step": self._heat(),
@@ -284,6 +289,9 @@ class _Case:
             notes.append(
                 "No rank has a peer in its pipeline stage: a slow rank and a heavy stage cannot be told apart, and "
                 "nobody is named."
+                if self.staged
+                else "No group of ranks that do the same work is known: a slow rank, a heavy stage and unequal work "
+                "cannot be told apart, and nobody is named."
             )
         alone = [v.rank for v in self.found if v.persistence is None]
         if judged and alone:

@@ -17,8 +17,11 @@ _KERNELS_KEPT: Final = 400
 
 
 def own_work(rank: RankView) -> Tables:
-    """Return `work` (blame.WORK, a row a step) and `kernels` (name, count, ns of the compute that took longest)."""
-    windows = rank.table("steps", ["rank", "step", "start_ns", "end_ns"]).sort("start_ns", "end_ns")
+    """Return `work` (blame.WORK, a row a step) and `kernels` (name, count, ns of the compute that took longest).
+
+    A gap of the host belongs to the step whose launch it came before.
+    """
+    windows = rank.table("steps", ["rank", "step", "start_ns", "end_ns", "range_start_ns"]).sort("start_ns", "end_ns")
     columns = ["event", "start_ns", "dur_ns", "kind", "name", "launch_start_ns", "launch_end_ns", "step", "op"]
     gpu = (
         rank.table("gpu", columns)
@@ -26,23 +29,31 @@ def own_work(rank: RankView) -> Tables:
         .sort(["start_ns", "dur_ns", "event"], descending=[False, True, False])
     )
     compute = gpu.filter(pl.col("kind") == "compute")
-    dry = pl.col("end_ns").cum_max().shift(1)
+    # before the first activity the host's own time counts from where the first step's range begins
+    began = windows["range_start_ns"].min()
+    dry = pl.col("end_ns").cum_max().shift(1).fill_null(pl.lit(began, pl.Int64))
     gaps = (
-        gpu.select("start_ns", "launch_start_ns", "launch_end_ns", dry=dry)
+        gpu.select("start_ns", "launch_start_ns", "launch_end_ns", "step", dry=dry)
         .filter((pl.col("start_ns") > pl.col("dry")) & (pl.col("launch_start_ns") > pl.col("dry")))
-        .select(pl.col("dry").alias("start_ns"), end_ns=pl.min_horizontal("start_ns", "launch_end_ns"))
+        .select("step", pl.col("dry").alias("start_ns"), end_ns=pl.min_horizontal("start_ns", "launch_end_ns"))
+    )
+    longest = (
+        gaps.with_columns(ns=pl.col("end_ns") - pl.col("start_ns"))
+        .sort("ns", "start_ns", descending=[True, False])
+        .group_by("step", maintain_order=True)
+        .agg(host_ns=pl.col("ns").sum(), host_at_ns=pl.col("start_ns").first())
+        .sort("step")
     )
     comms = rank.table("comms", ["step", "bytes"]).group_by("step").agg(pl.col("bytes").sum())
     work = (
         windows.with_columns(
             self_ns=intervals.covered(windows, compute.select("start_ns", "end_ns")),
-            host_ns=intervals.covered(windows, gaps),
         )
-        .join(_longest(windows, compute.select("start_ns", "end_ns"), "at_ns"), on="step", how="left", nulls_equal=True)
-        .join(_longest(windows, gaps, "host_at_ns"), on="step", how="left", nulls_equal=True)
+        .join(_longest(windows, compute.select("start_ns", "end_ns")), on="step", how="left", nulls_equal=True)
+        .join(longest, on="step", how="left", nulls_equal=True)
         .join(comms, on="step", how="left", nulls_equal=True)
         .join(_elements(rank, compute), on="step", how="left", nulls_equal=True)
-        .with_columns(pl.col("bytes").fill_null(0))
+        .with_columns(pl.col("bytes", "host_ns").fill_null(0))
         .sort("start_ns")
         .select(pl.col(name).cast(dtype) for name, dtype in WORK.items())
     )
@@ -56,14 +67,14 @@ def own_work(rank: RankView) -> Tables:
     return {"work": work, "kernels": kernels}
 
 
-def _longest(windows: pl.DataFrame, spans: pl.DataFrame, name: str) -> pl.DataFrame:
+def _longest(windows: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
     """Return where the longest island of the spans begins in each window, by step."""
     cut = intervals.cover(windows.select("start_ns", "end_ns"), [spans]).filter(pl.col("layer") == 0)
     first = cut.sort(pl.col("end_ns") - pl.col("start_ns"), "start_ns", descending=[True, False]).unique(
         "window", keep="first", maintain_order=True
     )
     numbered = windows.select("step").with_row_index("window")
-    return first.join(numbered, on="window").select("step", pl.col("start_ns").alias(name)).sort("step")
+    return first.join(numbered, on="window").select("step", at_ns="start_ns").sort("step")
 
 
 def _elements(rank: RankView, compute: pl.DataFrame) -> pl.DataFrame:

@@ -50,7 +50,13 @@ def test_without_a_pipeline_groups_of_unknown_role_join_peers() -> None:
 
 
 def test_stages_that_positions_do_not_tell_are_counted() -> None:
-    assert places([5, 7, 9], groups(("dp", [7, 9])))["stage"].to_list() == [0, 1, 1]
+    told = groups(("dp", [7, 9]), ("pp", [5, 7]), ("pp", [7, 5]))
+    assert places([5, 7, 9], told)["stage"].to_list() == [0, 1, 1]
+
+
+def test_without_a_pipeline_what_divides_ranks_is_not_known() -> None:
+    assert places([5, 7, 9], groups(("dp", [7, 9])))["stage"].to_list() == [None] * 3
+    assert places([7, 9], groups(("dp", [7, 9])))["stage"].to_list() == [0, 0]
 
 
 @pytest.mark.parametrize("p2p", ["async", "batched"])

@@ -5,7 +5,7 @@ The words are those of tracetool/join/job.py. Without a replay to be trusted no 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import polars as pl
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tracetool.join.whatif import Links
 
 _COSTED: Final = 64
-"""Ranks whose cost is replayed each; of more, those above their peers most."""
+"""Ranks, links and groups whose cost is replayed each; of more, those furthest above (or from) their peers."""
 
 
 class Costs:
@@ -29,12 +29,17 @@ class Costs:
 
     def __init__(self, job: Job, links: Links, found: Sequence[Verdict]) -> None:
         self.job, self.links = job, links
+        self._by_rows: dict[tuple[int, ...], int] = {}
         self.named = [verdict for verdict in found if verdict.cause is not None]
         self.of_ranks, self.after = self._of_ranks(found) if job.trusted else ({}, {})
         """By rank: its cost by itself; of the named ones, once all costlier ones are idealised."""
 
     def _idealised(self, verdict: Verdict, values: Values | None = None) -> Values:
-        values = self.job.with_ranks_idealised([self.job.ranks.index(verdict.rank)], values)
+        """Return values with one rank as its peers are: compute, host, and what its cause is about."""
+        place = [self.job.ranks.index(verdict.rank)]
+        values = self.job.with_ranks_idealised(place, values)
+        if verdict.cause == "work":
+            return self.job.with_loads_idealised(place, values)
         if verdict.cause != "link":
             return values
         culprits = (c for c in self.links.culprits if c.kind == "nic" and c.ranks == (verdict.rank,))
@@ -62,7 +67,9 @@ class Costs:
         """Return the changes that hold for the whole job; the first is `no stragglers`."""
         if not self.job.trusted:
             return []
-        values = self.job.with_ranks_idealised([self.job.ranks.index(v.rank) for v in self.named])
+        place = self.job.ranks.index
+        values = self.job.with_ranks_idealised([place(v.rank) for v in self.named])
+        values = self.job.with_loads_idealised([place(v.rank) for v in self.named if v.cause == "work"], values)
         slow = np.flatnonzero(self.links.table["slow"].to_numpy()).tolist()
         return usual(self.job, with_links_idealised(self.job, self.links, slow, values))
 
@@ -111,22 +118,75 @@ class Costs:
         return pl.DataFrame(rows, schema=OP_TYPES, orient="row")
 
     def of_links(self) -> pl.DataFrame:
-        """Return the slow links, what they lose and cost."""
-        rows = []
-        steps = len(self.job.steps)
-        for number, row in enumerate(self.links.table.iter_rows(named=True)):
-            if row["slow"]:
-                cost = None
-                if self.job.trusted:
-                    ideal = with_links_idealised(self.job, self.links, [number])
-                    cost = round(self.job.time_ns() - self.job.time_ns(ideal))
-                lost = (row["compared_ns"] - row["expected_ns"]) // steps
-                rows.append((row["group"], row["ranks"], row["role"], row["ratio"], lost, cost))
-        return pl.DataFrame(rows, schema=LINKS, orient="row").sort("lost_ns", "group", descending=[True, False])
+        """Return every communicator (of sends and receives a pair of ranks) beside its peers, and what it costs.
+
+        Idealised: its transfers at the median of the peers; null where it has none.
+        """
+        table = self.links.table.with_row_index("row")
+        costly = self._costliest(table)
+        rows = [
+            (
+                row["group"], row["ranks"], row["role"], row["ratio"], row["slow"], row["transfer_ns"] // self._steps,
+                self._lost(row), self._of_rows((row["row"],)) if row["row"] in costly else None,
+            )
+            for row in table.iter_rows(named=True)
+        ]  # fmt: skip
+        found = pl.DataFrame(rows, schema=LINKS, orient="row")
+        return found.sort("slow", "lost_ns", "group", "ranks", descending=[True, True, False, False], nulls_last=True)
+
+    def of_groups(self) -> pl.DataFrame:
+        """Return every process group that communicates: its transfers a step, and the cost of all its links."""
+        table = self.links.table.with_row_index("row")
+        by_group = table.group_by("group_id", maintain_order=True).agg(
+            "row", pl.col("group", "role", "members").first(),
+            pl.col("transfer_ns", "compared_ns", "expected_ns").sum(),
+            pl.col("ratio").count().alias("compared"),
+        )  # fmt: skip
+        costly = {row["row"][0] for row in self._largest(by_group.filter(pl.col("compared") > 0))}
+        rows = [
+            (
+                row["group"], row["members"], row["role"], row["transfer_ns"] // self._steps,
+                row["compared_ns"] / row["expected_ns"] if row["compared"] else None,
+                self._of_rows(tuple(row["row"])) if row["row"][0] in costly else None,
+            )
+            for row in by_group.iter_rows(named=True)
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=GROUPS, orient="row").sort("group", "ranks")
+
+    @property
+    def _steps(self) -> int:
+        return len(self.job.steps)
+
+    def _lost(self, row: dict[str, Any]) -> int | None:
+        known = row["ratio"] is not None
+        return int((row["compared_ns"] - row["expected_ns"]) // self._steps) if known else None
+
+    def _largest(self, table: pl.DataFrame) -> list[dict[str, Any]]:
+        """Return the rows whose cost is replayed: those furthest from their peers."""
+        off = (pl.col("compared_ns") - pl.col("expected_ns")).abs()
+        return (
+            table.sort(off, descending=True, maintain_order=True).head(_COSTED).to_dicts() if self.job.trusted else []
+        )
+
+    def _costliest(self, table: pl.DataFrame) -> set[int]:
+        known = table.filter(pl.col("ratio").is_not_null())
+        slow = known.filter("slow")["row"].to_list() if self.job.trusted else []
+        return {*slow, *(row["row"] for row in self._largest(known))}
+
+    def _of_rows(self, rows: tuple[int, ...]) -> int:
+        """Return the cost of some rows of the links' table together."""
+        if rows not in self._by_rows:
+            ideal = with_links_idealised(self.job, self.links, rows)
+            self._by_rows[rows] = round(self.job.time_ns() - self.job.time_ns(ideal))
+        return self._by_rows[rows]
 
 
 OP_TYPES: Final[Columns] = {"op_type": pl.String, "ns": pl.Int64, "cost_ns": pl.Int64}
 LINKS: Final[Columns] = {
-    "group": pl.String, "ranks": pl.List(pl.Int32), "role": pl.String, "ratio": pl.Float64, "lost_ns": pl.Int64,
+    "group": pl.String, "ranks": pl.List(pl.Int32), "role": pl.String, "ratio": pl.Float64, "slow": pl.Boolean,
+    "ns": pl.Int64, "lost_ns": pl.Int64, "cost_ns": pl.Int64,
+}  # fmt: skip
+GROUPS: Final[Columns] = {
+    "group": pl.String, "ranks": pl.List(pl.Int32), "role": pl.String, "ns": pl.Int64, "ratio": pl.Float64,
     "cost_ns": pl.Int64,
 }  # fmt: skip

@@ -35,6 +35,8 @@ ERROR_LIMIT: Final = 0.05
 UNTOLD_LIMIT: Final = 0.05
 """Above this share of communication time without known partners a replay says nothing either."""
 _MANY_PEERS: Final = 64
+_SAME_LOAD: Final = 0.02
+"""Communications that carry so little more carry the same."""
 
 
 class Values(NamedTuple):
@@ -52,7 +54,7 @@ class Job:
 
     def __init__(self, nodes: pl.DataFrame, edges: pl.DataFrame, places: pl.DataFrame, groups: pl.DataFrame) -> None:
         self.places = places
-        """rank, stage, peers (number of the set of ranks that do the same work); one row a rank, sorted."""
+        """Table `places` of its ranks."""
         self.groups = groups
         """group_id, role, size, ranks; as the join found them."""
         self.ranks: list[int] = places["rank"].to_list()
@@ -257,24 +259,54 @@ class Job:
         return [(self.node[order[a:b]], at_edge[order[a:b]]) for a, b in itertools.pairwise(edges.tolist())]
 
     @cached_property
+    def _alike(self) -> list[list[int]]:
+        """Per rank: itself and the peers that launch as many communications; alone where it cannot be compared."""
+        peers = self.places["peers"].to_numpy()
+        sizes = [len(nodes) for nodes, _ in self.anchors]
+        same: dict[tuple[int, int], list[int]] = {}
+        for place, size in enumerate(sizes):
+            same.setdefault((int(peers[place]), size), []).append(place)
+        return [same[int(peers[at]), size] if size else [at] for at, size in enumerate(sizes)]
+
+    def _of_alike(self, measure: Mapping[int, Floats], place: int) -> Floats:
+        """Return the median of a measure over the ranks like one, itself left out unless they are many."""
+        alike = self._alike[place]
+        return np.median([measure[m] for m in alike if m != place or len(alike) > _MANY_PEERS], axis=0)
+
+    @cached_property
     def host_ideal(self) -> list[Floats | None]:
         """Per rank: the host's own time at each anchor if all stretches took the peers' median; None: not comparable.
 
         Comparable are peers that launch equally many communications.
         """
-        answer: list[Floats | None] = [None] * len(self.ranks)
-        peers = self.places["peers"].to_numpy()
-        for number in np.unique(peers):
-            members = np.flatnonzero(peers == number)
-            sizes = [len(self.anchors[m][0]) for m in members]
-            for size in sorted(set(sizes)):
-                alike = [int(m) for m, n in zip(members, sizes, strict=True) if n == size]
-                if len(alike) < 2 or not size:  # noqa: PLR2004 - nobody to compare with
-                    continue
-                stretches = np.stack([np.diff(self.anchors[m][1], prepend=0.0) for m in alike])
-                for at, member in enumerate(alike):
-                    others = stretches if len(alike) > _MANY_PEERS else np.delete(stretches, at, axis=0)
-                    answer[member] = np.cumsum(np.median(others, axis=0))
+        stretches = {at: np.diff(own, prepend=0.0) for at, (_, own) in enumerate(self.anchors)}
+        return [
+            np.cumsum(self._of_alike(stretches, place)) if len(alike) > 1 else None
+            for place, alike in enumerate(self._alike)
+        ]
+
+    @cached_property
+    def extra_waits(self) -> list[Ints]:
+        """Per rank: the host's waits for the GPU, as nodes, that its peers do not make between the same anchors."""
+        at_end, _ = self.host_clock
+        waits = np.flatnonzero(self.kind == HOST)
+        between: list[Ints] = []
+        for place, (_, own) in enumerate(self.anchors):
+            mine = waits[self.rank[waits] == place]
+            between.append(np.searchsorted(own, at_end[mine] - self.values.value[mine]))
+        counts = {
+            at: np.bincount(found, minlength=len(self.anchors[at][0]) + 1).astype(np.float64)
+            for at, found in enumerate(between)
+        }
+        answer = []
+        for place, alike in enumerate(self._alike):
+            mine = waits[self.rank[waits] == place]
+            if len(alike) < 2:  # noqa: PLR2004 - nobody to compare with
+                answer.append(mine[:0])
+                continue
+            # of several in one stretch the first are those that the peers make too
+            ordinal = np.arange(len(mine)) - np.searchsorted(between[place], between[place])
+            answer.append(mine[ordinal >= self._of_alike(counts, place)[between[place]]])
         return answer
 
     # ---- what-ifs ----
@@ -309,12 +341,39 @@ class Job:
             ends_at = self.pred[edges]
             now = _warp(known, wanted, at_edge[edges])
             host[edges] = np.maximum(0.0, now - _warp(known, wanted, at_end[ends_at]))
+            # what only this host waits for the GPU to end, it no longer waits for
+            extra = np.zeros(len(self.kind), bool)
+            extra[self.extra_waits[place]] = True
+            host[extra[self.node] & (self.kind[self.pred] != HOST)] = -np.inf
             nodes = np.flatnonzero((self.rank == place) & (self.kind == HOST))
             value[nodes] = np.maximum(
                 0.0,
                 _warp(known, wanted, at_end[nodes]) - _warp(known, wanted, at_end[nodes] - self.values.value[nodes]),
             )
         return Values(value, host, v.before)
+
+    def with_loads_idealised(self, ranks: Sequence[int], values: Values | None = None) -> Values:
+        """Return values with the transfers of these places in `ranks` as their peers', where theirs carry more."""
+        comms = self.nodes.join(
+            self.groups.select("group_id", "role"), on="group_id", how="left", maintain_order="left"
+        ).select(
+            kind=pl.struct("role", "op").rank("dense").cast(pl.Int64) - 1,
+            bytes=pl.col("bytes").fill_null(0).cast(pl.Float64),
+        )
+        kind, carried = comms["kind"].to_numpy(), comms["bytes"].to_numpy()
+        mine = (self.kind == COMM) & self.told & (self.step >= 0)
+        shape = (len(self.ranks), len(self.steps), int(kind.max()) + 1)
+        moved, loads = np.zeros(shape), np.zeros(shape)
+        at = self.rank[mine], self.step[mine], kind[mine]
+        np.add.at(moved, at, self.values.value[mine])
+        np.add.at(loads, at, carried[mine])
+        more = loads > (1 + _SAME_LOAD) * self.of_peers(loads)
+        by_kind = np.where(more, _ratio(self.of_peers(moved), moved), 1.0)
+        chosen = mine.copy()
+        chosen[mine] = np.isin(self.rank[mine], list(ranks))
+        factor = np.ones(len(self.kind))
+        factor[chosen] = by_kind[self.rank[chosen], self.step[chosen], kind[chosen]]
+        return self.with_transfers(factor, values)
 
     def with_transfers(self, factor: Floats | float, values: Values | None = None) -> Values:
         """Return values with the transfer of each matched communication times `factor`."""
@@ -357,7 +416,8 @@ def places(ranks: Sequence[int], groups: pl.DataFrame) -> pl.DataFrame:
     """Return rank, stage, peers of each rank.
 
     `peers`: the lowest rank of those joined by groups of PEER_ROLES; where no group is a pipeline's, groups of unknown
-    role join too. `stage`: position in the pipeline groups, else the order of the peers' lowest ranks.
+    role join too. `stage`: position in the pipeline groups, else the order of the peers' lowest ranks; null where no
+    group tells that there is a pipeline and not all are peers: what divides them is not known then.
     """
     pipeline = [list(row) for row in groups.filter(pl.col("role") == "pp")["ranks"].to_list() if len(row) > 1]
     roles = PEER_ROLES if pipeline else (*PEER_ROLES, "other")
@@ -382,7 +442,8 @@ def places(ranks: Sequence[int], groups: pl.DataFrame) -> pl.DataFrame:
                 position.setdefault(peers[rank], set()).add(at)
     clear = len(position) == len(set(peers.values())) and all(len(found) == 1 for found in position.values())
     order = {number: at for at, number in enumerate(sorted(set(peers.values())))}
-    stage = {n: (next(iter(position[n])) if clear else order[n]) for n in order}
+    told = bool(pipeline) or len(order) == 1
+    stage = {n: (next(iter(position[n])) if clear else order[n]) if told else None for n in order}
     return pl.DataFrame(
         {"rank": list(ranks), "stage": [stage[peers[r]] for r in ranks], "peers": [peers[r] for r in ranks]},
         schema={"rank": pl.Int32, "stage": pl.Int32, "peers": pl.Int32},

@@ -26,7 +26,7 @@ class Links(NamedTuple):
     number: Ints
     """Row of `table` of every node; −1: none."""
     factor: Floats
-    """By row of `table`: transfer × factor is the peers' median; 1 where it is not slow."""
+    """By row of `table`: transfer × factor is the peers' median; 1 where it has no peers."""
 
 
 def links(job: Job, host_of: dict[int, str]) -> Links:
@@ -87,7 +87,7 @@ def links(job: Job, host_of: dict[int, str]) -> Links:
         slowlinks.Place(frozenset(ranks), frozenset(hosts), slow)
         for ranks, hosts, slow in table.select("ranks", "host_names", "slow").iter_rows()
     ]
-    factor = table.select(pl.when("slow").then(1 / pl.col("ratio")).otherwise(1.0)).to_series().to_numpy()
+    factor = table.select((1 / pl.col("ratio")).fill_null(1.0)).to_series().to_numpy()
     return Links(table, tuple(slowlinks.locate(places)), number, factor)
 
 
