@@ -200,6 +200,7 @@ class Facts:
             "time": "without a readable time",
             "duration": "without a duration",
             "negative": "with a negative duration",
+            "long": "with a duration of more than 11 days",
             "odd": "that are no events of the format",
         }
         told = [f"{number:,} dropped {texts[what]}" for what, number in sorted(lost.items())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Ints = NDArray[np.int64]
+
+
+_LONGEST_NS: Final = 10**15
+"""An event of more than 11 days is a damaged number; sums of such numbers leave int64."""
 
 
 class Reader:
@@ -108,9 +112,10 @@ class Reader:
             self._take_instants(instants, at)
         if len(others) > len(instants) and not FLOWS.issuperset(map(type, others)):
             self._take_others(others)
-        good = (start != NULL) & (dur >= 0)
+        good = (start != NULL) & (dur >= 0) & (dur <= _LONGEST_NS)
         if not good.all():
             self.lost["time"] += int((start == NULL).sum())
+            self.lost["long"] += int(((start != NULL) & (dur > _LONGEST_NS)).sum())
             self.lost["duration"] += int(((start != NULL) & (dur == NULL)).sum())
             self.lost["negative"] += int(((start != NULL) & (dur < 0) & (dur != NULL)).sum())
             xs = [event for event, keep in zip(xs, good.tolist(), strict=True) if keep]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tracetool.assign import assign, choose, gaps, nameless, ranges, renumbered, strangers
+from tracetool.assign import assign, choose, gaps, nameless, ranges, renumbered, strangers, world_of
 from tracetool.discover import Source
 from tracetool.errors import UsageError
 from tracetool.read import RankSummary, SourceReport
@@ -129,9 +129,13 @@ def test_sources_without_events_stand_beside_the_one_that_has_them() -> None:
 
 
 def test_gaps_are_told_against_the_world_or_the_highest_rank() -> None:
+    assert world_of([]) == (0, [])
+    assert world_of([8, 0, 16]) == (16, [])
+    assert world_of([8, 2**31 - 1]) == (8, ["a world size of 2,147,483,647 is stated and not believed"])
     assert gaps([0, 1], 2) == []
     assert gaps([0], 0) == []
     assert gaps([0, 3], 0) == ["no trace of 2 of 4 ranks: 1-2"]
+    assert gaps([3], 1 << 40) == [f"no trace of {(1 << 40) - 1} of {1 << 40} ranks: 0-2, 4-{(1 << 40) - 1}"]
     assert gaps([0], 128) == ["no trace of 127 of 128 ranks: 1-127"]
 
 

@@ -19,7 +19,7 @@ def test_numbers(text: str | None, numbers: tuple[int, ...] | None) -> None:
     assert parse_numbers("--ranks", text) == numbers
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "3-1", "1,,2", "-1"])
+@pytest.mark.parametrize("text", ["", "a", "1-", "3-1", "1,,2", "-1", "0-9999999999"])
 def test_no_numbers(text: str) -> None:
     with pytest.raises(UsageError, match="--ranks"):
         parse_numbers("--ranks", text)
@@ -30,6 +30,18 @@ def test_no_numbers(text: str) -> None:
 )
 def test_sizes(text: str | None, size: int | None) -> None:
     assert parse_bytes("--memory", text) == size
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        RunOptions(world_size=0), RunOptions(gpus_per_node=-8), RunOptions(nic_gbs=float("nan")),
+        RunOptions(tokens_per_step=-1), RunOptions(flops_per_step=float("inf")), RunOptions(peak_tflops=0.0),
+    ],
+)  # fmt: skip
+def test_sizes_and_rates_are_above_0(options: RunOptions) -> None:
+    with pytest.raises(UsageError, match="above 0"):
+        options.settings()
 
 
 def test_no_size() -> None:

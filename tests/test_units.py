@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tracetool.units import ABSENT, cell, clean, figure, heading, ranges, scale, short, unit_of
+from tracetool.units import ABSENT, absent, cell, clean, figure, heading, ranges, scale, short, unit_of
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,17 @@ def test_lists_of_ranks_collapse_and_others_do_not() -> None:
     assert cell([0, 1, 2]) == "0-2"
     assert cell(["x", None]) == f"x, {ABSENT}"
     assert cell(list(range(0, 80, 2))).endswith("… 40 in all")
+
+
+@pytest.mark.parametrize(
+    ("present", "size", "missing"),
+    [
+        ([], 0, []),
+        ([], 3, ["0-2"]),
+        ([0, 1, 2], 3, []),
+        ([2, 0, 9, -1], 5, ["1", "3-4"]),
+        ([1], 10**12, ["0", f"2-{10**12 - 1}"]),
+    ],
+)
+def test_what_is_absent(present: list[int], size: int, missing: list[str]) -> None:
+    assert absent(present, size) == missing

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tracetool import units
 from tracetool.errors import UsageError
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from tracetool.read import RankSummary, SourceReport
     from tracetool.settings import Settings
+
+
+MOST_RANKS: Final = 1 << 20
+"""A world size beyond this is a damaged number, not a job."""
 
 
 @dataclass(frozen=True)
@@ -166,13 +170,21 @@ def _apart(earlier: RankSummary, later: RankSummary) -> bool:
     return not (earlier.steps or later.steps) and earlier.last_unix_ns < later.first_unix_ns
 
 
+def world_of(stated: Sequence[int]) -> tuple[int, list[str]]:
+    """Return how many ranks the job has, by what the traces state (0: they do not), and what is not believed of it."""
+    odd = sorted({size for size in stated if size > MOST_RANKS})
+    notes = [f"a world size of {size:,} is stated and not believed" for size in odd]
+    return max((size for size in stated if size <= MOST_RANKS), default=0), notes
+
+
 def gaps(ranks: Sequence[int], world: int) -> list[str]:
     """Say which ranks of the job have no trace."""
-    expected = range(world) if world else range(max(ranks, default=-1) + 1)
-    missing = sorted(set(expected) - set(ranks))
+    expected = world or max(ranks, default=-1) + 1
+    missing = units.absent(ranks, expected)
     if not missing:
         return []
-    return [f"no trace of {len(missing)} of {len(expected)} ranks: {ranges(missing)}"]
+    count = expected - len({rank for rank in ranks if rank < expected})
+    return [f"no trace of {count} of {expected} ranks: {', '.join(missing)}"]
 
 
 def strangers(chosen: Mapping[int, Sequence[Claim]], world: int) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tracetool import registry, store
 from tracetool.anonymize import anonymize
-from tracetool.assign import Claim, assign, choose, gaps, nameless, ranges, renumbered, strangers
+from tracetool.assign import Claim, assign, choose, gaps, nameless, ranges, renumbered, strangers, world_of
 from tracetool.discover import Discovery, Source, discover, legible
 from tracetool.engine import in_order
 from tracetool.errors import NothingReadable, TracetoolError, UsageError
@@ -130,9 +130,9 @@ def _assemble(run: str, found: Discovery, reports: Sequence[SourceReport], setti
         chosen[rank], note = choose(rank, by_rank[rank], settings)
         notes += [note] if note else []
     handles = tuple(_handle(rank, claims, settings, root) for rank, claims in chosen.items())
-    world = settings.world_size or max(
-        (claim.summary.world_size or 0 for claims in by_rank.values() for claim in claims), default=0
-    )
+    stated, unbelieved = world_of([c.summary.world_size or 0 for claims in by_rank.values() for c in claims])
+    world = settings.world_size or stated
+    notes += unbelieved
     notes += gaps(everyone, world)
     notes += strangers(chosen, world)
     if settings.ranks is not None and (absent := sorted(set(settings.ranks) - set(everyone))):

@@ -5,17 +5,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 import re
 import shlex
 from collections.abc import Callable
 from enum import Enum, StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 import typer
 
 from tracetool.errors import UsageError
 from tracetool.settings import Settings
+
+_Number = TypeVar("_Number", int, float)
+_MOST_NUMBERS: Final = 1 << 20
+"""A range such as 0-7 may mean this many numbers."""
 
 
 class MfuConvention(StrEnum):
@@ -65,19 +70,19 @@ class RunOptions:
         return Settings(
             ranks=parse_numbers("--ranks", self.ranks),
             rank_regex=self.rank_regex,
-            world_size=self.world_size,
+            world_size=positive("--world-size", self.world_size),
             iteration=self.iteration,
             steps=None if self.steps == "none" else parse_numbers("--steps", self.steps),
             ignore_steps=self.steps == "none",
             step_range=parse_regex("--step-range", self.step_range),
-            gpus_per_node=self.gpus_per_node,
+            gpus_per_node=positive("--gpus-per-node", self.gpus_per_node),
             hosts=_text(self.hosts),
-            nic_gbs=self.nic_gbs,
+            nic_gbs=positive("--nic-gbs", self.nic_gbs),
             model=_text(self.model),
-            tokens_per_step=self.tokens_per_step,
+            tokens_per_step=positive("--tokens-per-step", self.tokens_per_step),
             mtp=self.mtp,
-            flops_per_step=self.flops_per_step,
-            peak_tflops=self.peak_tflops,
+            flops_per_step=positive("--flops-per-step", self.flops_per_step),
+            peak_tflops=positive("--peak-tflops", self.peak_tflops),
             mfu_convention=self.mfu_convention.value,
             what_if_device=self.what_if_device,
             nccl_tests=_text(self.nccl_tests),
@@ -102,6 +107,13 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
+def positive(option: str, value: _Number | None) -> _Number | None:
+    """Return the number unchanged. Raises UsageError when it is not above 0."""
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise UsageError(f"{option} {value} must be a number above 0")
+    return value
+
+
 def parse_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
     """Return the numbers that a text like `0-7,64` means. Raises UsageError when it means none."""
     if text is None:
@@ -114,6 +126,8 @@ def parse_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
         first, last = int(span[1]), int(span[2] or span[1])
         if last < first:
             raise UsageError(f"{option} {text}: {part.strip()} runs backwards")
+        if last - first >= _MOST_NUMBERS:
+            raise UsageError(f"{option} {text}: {part.strip()} are more than {_MOST_NUMBERS:,} numbers")
         numbers.update(range(first, last + 1))
     return tuple(sorted(numbers))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tracetool.document import quality_topics, run_facts
-from tracetool.units import clean, figure, ranges
+from tracetool.units import absent, clean, figure, ranges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -170,8 +170,7 @@ def facts(report: Report) -> list[str]:
 
 def missing_ranks(report: Report) -> list[str]:
     """Return the ranks of the job that no source holds, collapsed; empty when the size of the job is unknown."""
-    present = set(report.run.ranks["rank"].to_list())
-    return ranges([rank for rank in range(report.run.world_size or 0) if rank not in present])
+    return absent(report.run.ranks["rank"].to_list(), report.run.world_size or 0)
 
 
 def quality_notes(report: Report) -> list[str]:

@@ -150,6 +150,16 @@ def ranges(numbers: Sequence[int]) -> list[str]:
     return [f"{low}-{high}" if high > low else f"{low}" for low, high in found]
 
 
+def absent(present: Sequence[int], size: int) -> list[str]:
+    """Return the numbers below `size` that are not among `present`, as `ranges` spells them; `size` may be huge."""
+    found, after = [], 0
+    for number in [*sorted({number for number in present if 0 <= number < size}), size]:
+        if number > after:
+            found.append(f"{after}-{number - 1}" if number - 1 > after else f"{after}")
+        after = number + 1
+    return found
+
+
 def short(text: str, longest: int = LONGEST_NAME) -> str:
     """Return a name cut in its middle: the head says which kernel, the tail which variant."""
     text = clean(text)

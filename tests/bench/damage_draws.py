@@ -74,9 +74,11 @@ class Row:
         path.write_bytes(content)
         parser = next(parser for parser in registry.parsers() if parser.FORMAT == "kineto")
         held, began = _memory("VmRSS", reset=True), time.process_time()
+        signal.alarm(LONGEST_S)
         try:
             return parser.parse(path, registry.ParseOptions(display_path=path.name))
         finally:
+            signal.alarm(0)
             self.longest_s = max(self.longest_s, time.process_time() - began)
             self.most_bytes = max(self.most_bytes, _memory("VmHWM") - held)
 
@@ -121,9 +123,7 @@ def draw(job: Draws) -> Row:
                 chance = random.Random(f"{kind} {job.seed + seed}")  # noqa: S311 - no secret
                 intact = whole if full and whole else slice_of(text, ends, chance, job.events)
                 jsonstream.CHUNK_BYTES = 1 << 20 if full else chance.choice(CHUNKS)  # type: ignore[misc]
-                signal.alarm(LONGEST_S)
                 found = _drawn(intact, kind, chance, path, row)
-                signal.alarm(0)
                 row.draws += 1
                 row.behind += found.behind
                 row.behind_lost += found.behind_lost

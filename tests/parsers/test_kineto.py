@@ -222,7 +222,7 @@ def test_communication_arguments_of_a_real_trace(shared: Path) -> None:
     assert set(ops["name"].cast(pl.String)) == {"record_param_comms"}
     groups = found["process_groups"]
     assert groups.row(0, named=True) == {
-        "rank": 0, "group": "0", "desc": "default_pg", "ranks": [0, 1], "size": 2,
+        "rank": 0, "group": "0", "desc": "default_pg", "ranks": [0, 1], "size": 2, "source": None,
     }  # fmt: skip
 
 
@@ -570,6 +570,12 @@ def test_a_damaged_number_is_no_second_process_and_no_key(read: Callable[[object
     named = {"ph": "M", "name": "thread_name", "pid": 100, "tid": [1, 2], "args": {"name": "worker"}}
     found = read(doc(x(ts=1), x(ts=2), x(ts=3, pid=-1e300), x(ts=4, pid=-1e300), x(ts=5, pid="Spans"), named))
     assert found["events"].height == 5
+
+
+def test_a_duration_of_centuries_is_a_damaged_number(read: Callable[[object], Tables]) -> None:
+    found = read(doc(x(ts=1), x(ts=2, dur=9.2e15), x(ts=3, dur=10**12)))
+    assert found["events"].height == 2
+    assert "1 dropped with a duration of more than 11 days" in notes(found)
 
 
 def test_bad_utf8_where_nothing_is_read_is_told(read: Callable[[object], Tables]) -> None:
