@@ -2,7 +2,7 @@
 
 In the folder of a join, a cache entry: `g<group>/r<rank>.parquet` and `pipeline/p<replica>/r<rank>-*.parquet` hold the
 facts of each rank, `clock.parquet` those of all. `kept/` is written last: the small tables, and `told.json` with notes,
-groups and a digest of every file that an analysis may read from the folder later. A join is taken from there only if
+groups and a digest of every file of facts. A join is taken from there only if
 all of them still are what they were; else the whole folder is dropped and the ranks are joined again.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from tracetool import store
+from tracetool import bundle, store
 from tracetool.errors import StoreFailed
 from tracetool.joinpipeline import pipeline_facts
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 ARRIVALS: Final = "-arrivals"
 """Ending of the folder that holds the waits of a group which need a common clock."""
 _KEPT: Final = "kept"
+_TABLES: Final = "tables"
 _TOLD: Final = "told.json"
 _FACTS: Final = ("clock.parquet", "g*/r*.parquet", "pipeline/p*/r*.parquet")
 
@@ -51,7 +52,6 @@ class Joined:
 class _Told(msgspec.Struct, frozen=True):
     """What is kept of a join beside its tables."""
 
-    tables: list[str]
     folder: bool
     """The ranks' facts lie in the folder."""
     groups_of: list[tuple[int, tuple[int, ...]]]
@@ -82,27 +82,19 @@ def facts_of(folder: str, groups: Sequence[int], rank: int) -> Tables:
 def keep(folder: Path, joined: Joined) -> None:
     """Keep a join for the next report; where nothing can be written it is only not kept."""
     with contextlib.suppress(StoreFailed, OSError), store.new_folder(folder / _KEPT) as temporary:
-        for name, table in joined.tables.items():
-            table.write_parquet(temporary / f"{name}.parquet", compression="lz4")
-        files = {
-            **_digests(folder, folder, _FACTS),
-            **{f"{_KEPT}/{name}": digest for name, digest in _digests(temporary, temporary, ["*.parquet"]).items()},
-        }
-        told = _Told(list(joined.tables), bool(joined.folder), sorted(joined.groups_of.items()), joined.notes, files)
+        bundle.write(temporary / _TABLES, joined.tables)
+        told = _Told(bool(joined.folder), sorted(joined.groups_of.items()), joined.notes, _digests(folder))
         (temporary / _TOLD).write_bytes(msgspec.json.encode(told))
 
 
 def kept(folder: Path) -> Joined | None:
     """Return the join that is kept in a folder; None when there is none. A damaged one is dropped with its facts."""
-    import polars as pl  # noqa: PLC0415 - keeps `--help` fast
-
     if not (folder / _KEPT).is_dir():
         return None
     try:
         told = msgspec.json.decode((folder / _KEPT / _TOLD).read_bytes(), type=_Told)
-        found = {**_digests(folder, folder, _FACTS), **_digests(folder, folder / _KEPT, ["*.parquet"])}
-        if found == told.files:
-            tables = {name: pl.read_parquet(folder / _KEPT / f"{name}.parquet") for name in told.tables}
+        tables = bundle.read(folder / _KEPT / _TABLES)
+        if tables is not None and _digests(folder) == told.files:
             return Joined(tables, str(folder) if told.folder else "", dict(told.groups_of), told.notes)
     except (OSError, ValueError):  # cut or garbled, as msgspec says it
         pass
@@ -110,11 +102,10 @@ def kept(folder: Path) -> Joined | None:
     return None
 
 
-def _digests(root: Path, below: Path, patterns: Sequence[str]) -> dict[str, str]:
-    """Return the digest of every file of some patterns, by its path from `root`."""
+def _digests(folder: Path) -> dict[str, str]:
+    """Return the digest of every file of facts, by its path in the folder."""
     return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for pattern in patterns
-        for path in sorted(below.glob(pattern))
-        if not any(part.startswith(".") for part in path.relative_to(below).parts)
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for pattern in _FACTS
+        for path in sorted(folder.glob(pattern))
     }

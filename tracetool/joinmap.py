@@ -7,9 +7,7 @@ waits need a common clock are gone through once more.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -421,13 +419,8 @@ def sentences(told: Sequence[Told]) -> list[str]:
 
 def _join_key(ranks: Sequence[StoredRank], seen: pl.DataFrame, hosts: pl.DataFrame, host_notes: Sequence[str]) -> str:
     """Return a key of all that a join depends on: the code, the ranks' tables, what they tell of groups and hosts."""
-    text = f"{core_key()} {[(r.rank, r.base, r.derived, r.steps) for r in ranks]} {list(host_notes)}"
-    digest = hashlib.blake2b(text.encode(), digest_size=20)
-    for table in (seen, hosts):
-        buffer = BytesIO()
-        table.write_ipc(buffer)
-        digest.update(buffer.getbuffer())
-    return f"join-{digest.hexdigest()}"
+    text = f"{core_key()} {list(ranks)} {list(host_notes)}"
+    return f"join-{store.tables_key(text, [seen, hosts])}"
 
 
 def ceiling_curve(path: str) -> pl.DataFrame:

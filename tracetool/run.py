@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tracetool import bundle, heap, registry, store
+from tracetool.answers import Answers
 from tracetool.discover import legible
 from tracetool.engine import SerialExecutor, executor, in_order
 from tracetool.errors import StoreFailed, TracetoolError, UsageError
@@ -166,6 +167,7 @@ class Run:
             view, path=legible(view.path), joined={**view.joined, **joined.tables}, notes=(*view.notes, *joined.notes)
         )
         self._store = opened
+        self._answers = Answers(opened, view, ingested.ranks, joined, settings)
         self._pool = pool
         self._progress = progress
         self.results = Results(self)
@@ -207,7 +209,11 @@ class Run:
         from tracetool.join.price import price  # noqa: PLC0415 - imports polars
 
         found = [finding for result in results for finding in result.findings]
-        return price(found, self.view.steps, self.view.joined)
+        priced = self._answers.priced(found)
+        if priced is None:
+            priced = price(found, self.view.steps, self.view.joined)
+            self._answers.keep_priced(found, priced)
+        return priced
 
     def table(self, name: str, rank: int | None = None) -> pl.LazyFrame:
         """Return a table of the data model as a polars LazyFrame: of one rank, or of all, one after the other.
@@ -231,7 +237,11 @@ class Run:
     def _compute(self, names: Sequence[str]) -> dict[str, Result]:
         analyses = {name: registry.analyses()[name] for name in names}
         able = {name: _able_ranks(analysis, self.view, self.ranks) for name, analysis in analyses.items()}
-        ready = [name for name in names if isinstance(able[name], frozenset)]
+        results = {name: skipped(reason) for name, reason in able.items() if isinstance(reason, str)}
+        results |= {
+            name: kept for name in names if name not in results and (kept := self._answers.result(name)) is not None
+        }
+        ready = [name for name in names if name not in results]
         jobs = []
         for stored in self._ingested.ranks:
             mine = tuple(name for name in ready if stored.rank in able[name])
@@ -248,14 +258,10 @@ class Run:
             self._progress("analyzing", done, len(jobs))
 
         answers = in_order([self._pool.submit(analyze_rank, job) for job in jobs], finished)
-        results = {}
-        for name, analysis in analyses.items():
-            reason = able[name]
-            if isinstance(reason, str):
-                results[name] = skipped(reason)
-            else:
-                given = [answer[name] for answer in answers if name in answer]
-                results[name] = _reduce(analysis, given, self.view, self.settings)
+        for name in ready:
+            given = [answer[name] for answer in answers if name in answer]
+            results[name] = _reduce(analyses[name], given, self.view, self.settings)
+            self._answers.keep_result(name, results[name])
         return results
 
 

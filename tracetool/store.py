@@ -28,6 +28,7 @@ import tempfile
 import time
 import uuid
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
@@ -37,7 +38,7 @@ from tracetool.errors import StoreFailed
 from tracetool.tables import SCHEMAS, empty
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import polars as pl
 
@@ -221,6 +222,26 @@ def write_table(path: Path, table: pl.DataFrame) -> None:
     temporary = path.parent / f".{uuid.uuid4().hex}"
     table.write_parquet(temporary, compression="lz4")
     temporary.replace(path)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file into a folder that others may be reading: under another name, then renamed."""
+    temporary = path.parent / f".{uuid.uuid4().hex}"
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def tables_key(text: str, tables: Iterable[pl.DataFrame]) -> str:
+    """Return a key of a text and of the content of some tables."""
+    import polars as pl  # noqa: PLC0415 - see StoredRank.scan
+
+    digest = hashlib.blake2b(text.encode(), digest_size=20)
+    for table in tables:
+        buffer = BytesIO()
+        # categories are numbered as a process comes across them
+        table.with_columns(pl.col(pl.Categorical).cast(pl.String)).write_ipc(buffer)
+        digest.update(buffer.getbuffer())
+    return digest.hexdigest()
 
 
 def drop(folder: Path) -> None:
