@@ -1,4 +1,4 @@
-"""Simulated jobs through files: planted stragglers are found and only they; costs are those of the change made."""
+"""Simulated jobs through files: planted stragglers are found and only they."""
 
 from __future__ import annotations
 
@@ -145,20 +145,3 @@ def test_without_peers_nobody_is_named(tmp_path: Path) -> None:
     assert named(result) == {}
     assert result.metrics["worst_rank"] is None
     assert any("cannot be told apart" in note for note in result.notes)
-
-
-def test_what_ifs_are_those_of_the_change(tmp_path: Path) -> None:
-    config = Config(dp=2, tp=2, pp=2, p2p_peers=True, slow_ranks={5: 1.3}, heavy_stages={0: 1.2}, **WORK, **SKEWED)
-    result = asked(simulate(config), tmp_path)
-    found = dict(result.tables["what_ifs"].select("change", "step_ns").iter_rows())
-    changes = {
-        "no stragglers": whatif.without_stragglers(config),
-        "communication 2 times faster": whatif.faster_communication(config, 2),
-        "perfect overlap": config.replace(zero_transfer=True),
-        "no host gaps": whatif.without_host_gaps(config),
-        "balanced stages": whatif.balanced_stages(config),
-    }
-    truth = {name: step_ns(changed) for name, changed in changes.items()}
-    assert {name: found[name] for name in truth} == pytest.approx(truth, rel=0.05)
-    cost = dict(result.tables["ranks"].select("rank", "cost_ns").iter_rows())[5]
-    assert cost == pytest.approx(step_ns(config) - step_ns(whatif.without_slow_rank(config, 5)), rel=0.05)

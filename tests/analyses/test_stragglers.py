@@ -1,16 +1,14 @@
-"""Stragglers in the sample runs, and how own work and shapes are counted on one rank."""
+"""Stragglers in the sample runs."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-import polars as pl
 import pytest
-from inmemory import MemoryRank, ask, gpu, rows, steps
+from inmemory import MemoryRank, ask, gpu, steps
 
 from tracetool.run import open_run
-from tracetool.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,31 +46,6 @@ def test_the_troubled_sample_names_its_two_and_nobody_else(repository: Path) -> 
     assert cost[2][1] == pytest.approx(5_940_000, rel=0.02)
     assert cost[5][0] == pytest.approx(3_920_000, rel=0.02)
     assert [finding.where.ranks for finding in result.findings] == [(2,), (5,)]
-
-
-def test_own_work_is_compute_and_what_the_host_left_dry() -> None:
-    # compute 0-10 and 30-40 (launched at 22-24), a communication 10-20: dry 20-24 by the host, then latency
-    table = gpu((0, 10, "compute"), (10, 10, "comm"), (30, 10, "compute", 22, 24), (40, 5, "compute", 25, 26))
-    tables = {
-        "gpu": table.with_columns(step=pl.lit(3, pl.Int32)),
-        "steps": steps((3, 0, 45)),
-        "comms": rows("comms", 0, ("event", "bytes"), (1, 64), (1, 36), op="all_reduce", start_ns=10, dur_ns=10,
-                      track=0, name="n", step=3),
-    }  # fmt: skip
-    parts = stragglers.per_rank(MemoryRank(0, tables), {}, Settings())
-    assert parts["work"].rows() == [(0, 3, 25, 4, 30, 20, None, 100)]
-    assert parts["kernels"].rows() == [(0, "compute_kernel", 3, 25)]
-
-
-def test_elements_are_counted_by_step_from_shapes() -> None:
-    table = gpu((0, 10, "compute"), (10, 10, "compute"), (20, 10, "compute")).with_columns(
-        step=pl.Series([1, 1, 2], dtype=pl.Int32), op=pl.Series([7, 8, 7], dtype=pl.Int64)
-    )
-    shapes = rows("op_shapes", 0, ("event", "input_dims"), (7, "[[2, 3], [], [4]]"), (8, "[[[5, 2], [1]], [10]]"))
-    parts = stragglers.per_rank(
-        MemoryRank(0, {"gpu": table, "op_shapes": shapes, "steps": steps((1, 0, 20), (2, 20, 30))}), {}, Settings()
-    )
-    assert parts["work"].select("step", "elements").rows() == [(1, 10 + 21), (2, 10)]
 
 
 def test_one_rank_alone_is_not_compared() -> None:

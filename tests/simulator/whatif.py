@@ -26,6 +26,17 @@ def balanced_stages(config: Config) -> Config:
     return config.replace(heavy_stages=dict.fromkeys(range(config.pp), mean))
 
 
+def one_stage_balanced(config: Config, stage: int) -> Config:
+    """One stage with the mean of the stages' work; the others as they are."""
+    mean = sum(config.heavy_stages.get(s, 1.0) for s in range(config.pp)) / config.pp
+    return config.replace(heavy_stages={**config.heavy_stages, stage: mean})
+
+
+def without_device_jitter(config: Config) -> Config:
+    """No noise in compute; links and hosts keep theirs."""
+    return config.replace(jitter=0.0)
+
+
 def faster_communication(config: Config, times: float) -> Config:
     """Every transfer in 1/times of its time."""
     return config.replace(slow_links=(*config.slow_links, SlowLink(1 / times)))

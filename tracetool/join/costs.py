@@ -105,7 +105,9 @@ class Costs:
             job.groups.select("group_id", "role", "size"), on="group_id", how="left", maintain_order="left"
         )
         typical = comm["value_ns"].to_numpy().astype(float)
-        medians = comm.select(pl.col("value_ns").median().over("role", "op", "size", "bytes")).to_series().to_numpy()
+        # of two groups the faster one is the measure
+        usual_ns = pl.col("value_ns").quantile(0.5, interpolation="lower").over("role", "op", "size", "bytes")
+        medians = comm.select(usual_ns).to_series().to_numpy()
         # what slots brought together belongs to the pipeline, though no group was matched
         labels = comm.select(pl.format("{} {}", pl.col("role").fill_null("pp"), pl.col("op").fill_null("unknown")))
         label = labels.to_series().to_numpy()

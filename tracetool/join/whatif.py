@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from tracetool import slowlinks
-from tracetool.join.segments import COMM, COMPUTE
+from tracetool.join.segments import COMM, COMPUTE, PHASES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,7 +134,7 @@ def usual(job: Job, stragglers: Values) -> list[WhatIf]:
         ),
         WhatIf(
             "no jitter",
-            "compute of every phase is the same in all steps of a rank: its median",
+            "the same work takes the same time in every step and on every peer, but for what a rank is slower",
             job.time_ns(_without_jitter(job)),
         ),
     ]
@@ -150,13 +150,57 @@ def usual(job: Job, stragglers: Values) -> list[WhatIf]:
 
 
 def _without_jitter(job: Job) -> Values:
-    """Return values with the compute of each rank and phase at the rank's median over steps."""
-    median = np.median(job.compute_ns, axis=1, keepdims=True)
-    factor = np.where(job.compute_ns > 0, median / np.where(job.compute_ns > 0, job.compute_ns, 1.0), 1.0)
-    mine = (job.kind == COMPUTE) & (job.step >= 0)
+    """Return values with the same work taking the same time: each piece of compute at its usual time.
+
+    Pieces are what a rank computes of one phase between two communications. Usual: the median over the steps of the
+    rank and its peers, times by how much the rank is slower than they are. Pieces that not all peers have in all steps
+    are brought to the rank's median of their phase over steps.
+    """
+    mine = np.flatnonzero((job.kind == COMPUTE) & (job.step >= 0))
     by_node = np.ones(len(job.kind))
-    by_node[mine] = factor[job.rank[mine], job.step[mine], job.phase[mine]]
+    if not len(mine):
+        return job.values
+    rank, step, phase = job.rank[mine], job.step[mine], job.phase[mine]
+    piece = _comms_before(job)[mine] * (len(PHASES) + 1) + phase
+    work = np.zeros((len(job.ranks), len(job.steps), int(piece.max()) + 1))
+    np.add.at(work, (rank, step, piece), job.values.value[mine])
+    own = np.median(job.compute_ns, axis=1)
+    ideal = _ratio(own[:, None], job.compute_ns)[rank, step, phase]
+    peers = job.places["peers"].to_numpy()
+    for number in np.unique(peers):
+        alike = np.flatnonzero(peers == number)
+        typical = np.median(own[alike], axis=0)
+        slower = _ratio(own[alike], np.broadcast_to(typical, own[alike].shape))
+        # by how much each rank is slower, at the phase of every piece
+        of_piece = slower[:, np.arange(work.shape[2]) % (len(PHASES) + 1)]
+        same = work[alike] / of_piece[:, None]
+        usual_ns = np.median(same, axis=(0, 1))
+        everywhere = np.min(work[alike], axis=(0, 1)) > 0
+        place = np.searchsorted(alike, rank)
+        here = np.flatnonzero(np.isin(rank, alike))
+        here = here[everywhere[piece[here]]]
+        wanted = usual_ns[piece[here]] * of_piece[place[here], piece[here]]
+        ideal[here] = wanted / work[rank[here], step[here], piece[here]]
+    by_node[mine] = ideal
     return job.with_compute(by_node)
+
+
+def _comms_before(job: Job) -> Ints:
+    """Return for every node how many communications its rank launched in that step before it."""
+    launch = job.nodes["launch_ns"].to_numpy()
+    comm = job.kind == COMM
+    order = np.lexsort((np.arange(len(launch)), ~comm, launch, job.step, job.rank))
+    count = np.cumsum(comm[order])
+    first = np.append(True, (np.diff(job.rank[order]) != 0) | (np.diff(job.step[order]) != 0))
+    before = np.maximum.accumulate(np.where(first, count - comm[order], 0))
+    answer = np.empty(len(launch), np.int64)
+    answer[order] = count - before
+    return answer
+
+
+def _ratio(wanted: Floats, own: Floats) -> Floats:
+    """Return wanted ÷ own; 1 where nothing was done."""
+    return np.where(own > 0, wanted, 1.0) / np.where(own > 0, own, 1.0)
 
 
 def published_slowdown(job: Job) -> float:
