@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,6 +190,76 @@ def test_a_rank_in_another_order_is_refused_not_guessed(tmp_path: Path) -> None:
     budget = run.results["budget"].tables["per_rank_step"]
     assert budget.filter(pl.col("step") == 6)["sync_wait_ns"].sum() == 0
     assert budget.filter(pl.col("step") == 5)["sync_wait_ns"].sum() > 0
+
+
+def _without(folder: Path, *keys: str) -> None:
+    """Take these arguments out of every event of the Kineto files of a folder."""
+    for path in folder.iterdir():
+        document = json.loads(path.read_text())
+        for happened in document["traceEvents"]:
+            for key in keys:
+                happened.get("args", {}).pop(key, None)
+        path.write_text(json.dumps(document))
+
+
+NAMES = ("Process Group Name", "Process Group Description", "Process Group Ranks", "Seq")
+ALONE = (*NAMES, "Group size", "Collective name", "In msg nelems", "Out msg nelems", "dtype")
+
+
+@pytest.mark.parametrize(
+    ("config", "keys", "role"),
+    [
+        (Config(pp=1, dp=4, tp=1, steps=2, jitter=0.05), NAMES, "dp"),
+        (Config(pp=1, dp=4, tp=1, steps=2, jitter=0.05, dp_mode="fsdp"), NAMES, "fsdp"),
+        (Config(pp=1, dp=2, tp=1, steps=2, jitter=0.05), ALONE, "dp"),
+        (Config(pp=1, dp=1, tp=2, steps=2, jitter=0.05), ALONE, "tp"),
+    ],
+    ids=["sizes", "sizes, fsdp", "two ranks", "two ranks, tp"],
+)
+def test_communications_that_only_all_ranks_can_have_made_are_matched_without_groups(
+    config: Config, keys: tuple[str, ...], role: str, tmp_path: Path
+) -> None:
+    simulated = simulate(config)
+    simulated.write_kineto(tmp_path, names="rank{rank}_trace.json", pg_config=False)
+    _without(tmp_path, *keys)
+    run = tracetool.open_run(tmp_path, Settings(gpus_per_node=8), cache="off", engine="serial")
+    assert run.view.joined["groups"].select("group", "size", "role").rows() == [("world", config.world_size, role)]
+    truth = simulated.truth(joined=True)
+    columns = list(truth.budget()[0])
+    assert _rows(run, "budget", columns) == _truth(truth.budget(), columns)
+    assert any("no trace names a process group" in note for note in run.view.notes)
+
+
+@pytest.mark.parametrize(
+    ("config", "keys"),
+    [
+        (Config(pp=1, dp=4, tp=1, steps=2, jitter=0.05), ALONE),
+        (Config(pp=1, dp=2, tp=2, steps=2, jitter=0.05), NAMES),
+        (Config(pp=1, dp=2, tp=2, steps=2), ALONE),
+    ],
+    ids=["four ranks, no size", "groups of two among four", "all ranks launch alike"],
+)
+def test_communications_that_smaller_groups_can_have_made_are_not_matched(
+    config: Config, keys: tuple[str, ...], tmp_path: Path
+) -> None:
+    simulate(config).write_kineto(tmp_path, names="rank{rank}_trace.json", pg_config=False)
+    _without(tmp_path, *keys)
+    run = tracetool.open_run(tmp_path, Settings(gpus_per_node=8), cache="off", engine="serial")
+    ours = run.results["budget"].tables["per_rank_step"]
+    assert ours["sync_wait_ns"].sum() == 0
+    assert any("could not be given one: not matched" in note for note in run.view.notes)
+    assert [finding for finding in run.findings if finding.where.ranks and finding.severity != "info"] == []
+
+
+def test_peers_that_stand_in_range_names_alone_pair_sends_with_receives(tmp_path: Path) -> None:
+    config = Config(dp=2, tp=1, pp=4, jitter=0.05, steps=2)
+    told, named = simulate(config.replace(p2p_peers=True)), simulate(config.replace(p2p_peers="names"))
+    for folder in ("told", "named"):
+        (tmp_path / folder).mkdir()
+    ours, theirs = _open(named, tmp_path / "named"), _open(told, tmp_path / "told")
+    columns = list(told.truth(joined=True).budget()[0])
+    assert _rows(ours, "budget", columns) == _rows(theirs, "budget", columns)
+    assert not any("whose peers nobody recorded" in note for note in ours.view.notes)
 
 
 # ---- clocks ----

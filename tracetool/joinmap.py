@@ -229,13 +229,14 @@ def join(
     if not seen.height:
         return Joined(tables=curve)
     hosts, host_notes = hosts_of(identities, sources, settings)
-    key = _join_key(ranks, seen, hosts, host_notes)
+    world = settings.world_size or max(identities["world_size"].drop_nulls().to_list(), default=None)
+    key = _join_key(ranks, seen, hosts, (*host_notes, f"world {world}"))
     folder = store.entry_path(opened.root, key)
     opened.hold(key)
     found = kept(folder) if opened.persistent else None
     if found is None:
         folder.mkdir(parents=True, exist_ok=True)
-        found = _join(ranks, seen, hosts, host_notes, folder, pool=pool, progress=progress)
+        found = _join(ranks, seen, hosts, host_notes, folder, world=world, pool=pool, progress=progress)
         store.write_manifest(folder, [])
         if opened.persistent:
             keep(folder, found)
@@ -249,17 +250,21 @@ def _join(
     host_notes: Sequence[str],
     folder: Path,
     *,
+    world: int | None,
     pool: Executor,
     progress: Callable[[str, int, int], None],
 ) -> Joined:
-    """Join the ranks, their facts into `folder`; `hosts` has rank, base_unix_ns, host, assumed of every rank."""
+    """Join the ranks, their facts into `folder`; `hosts` has rank, base_unix_ns, host, assumed of every rank.
+
+    `world` is how many ranks the job has, as far as that is known.
+    """
     import polars as pl  # noqa: PLC0415 - keeps `--help` fast
 
     from tracetool.join.clocks import solve  # noqa: PLC0415 - same
     from tracetool.join.groups import adopt, unify  # noqa: PLC0415 - same
 
     listed = pl.concat([rank.table("process_groups") for rank in ranks])
-    adopted = adopt(seen, listed)
+    adopted = adopt(seen, listed, world)
     groups = unify(adopted.seen, listed)
     jobs = _jobs(ranks, groups, hosts, adopted.given, folder)
     done = 0

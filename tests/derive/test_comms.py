@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from derive.build import base, event, launched
 
@@ -57,6 +59,38 @@ def test_a_named_range_tells_what_sends_and_receives_are_for() -> None:
     ]
     ops = derive(base(rows), Settings())["comms"]["op"].to_list()
     assert ops == ["all_to_all", "send_recv", "send", "send_recv", "reduce_scatter", "all_reduce", "unknown"]
+
+
+def test_a_named_range_tells_the_peer_by_its_place_in_the_group() -> None:
+    """The trap: both numbers count within the group, not within the job."""
+
+    def around(number: int, name: str, **args: Any) -> list[dict[str, object]]:  # noqa: ANN401 - arguments of any type
+        at = 10 * number
+        kernel = launched(number, at + 1, 100 + at, 105 + at, name=SEND_RECV, **args)
+        return [event("annotation", name, at, at + 9), *kernel]
+
+    here: dict[str, Any] = {"group": "7", "group_size": 3, "group_ranks": "[0, 4, 8]"}
+    rows = [
+        *around(1, "nccl:send 0->2", **here),
+        *around(2, "nccl:recv 0<-1", **here),
+        *around(3, "nccl:send 1->2", **here),
+        *around(4, "nccl:send 0->3", **here),
+        *around(5, "nccl:send 0->1", group="8"),
+        *around(6, "nccl:send 0->2", peer=5, **here),
+        *around(7, "nccl:send 0->2", op="recv", **here),
+        *around(8, "nccl:coalesced", **here),
+    ]
+    found = derive(base(rows), Settings())["comms"].select("op", "peer").rows()
+    assert found == [
+        ("send", 8),
+        ("recv", 4),
+        ("send", None),  # the own place is another rank's: the name is not about this group
+        ("send", None),  # no such place
+        ("send", None),  # the group's ranks are not known
+        ("send", 5),  # recorded
+        ("recv", None),  # the range is about another operation
+        ("send_recv", None),
+    ]
 
 
 def test_ranks_of_a_group_by_its_name() -> None:

@@ -148,6 +148,57 @@ def test_without_names_only_the_one_group_that_nothing_else_uses_can_be_meant() 
     assert "could not be given one" in both.notes[0]
 
 
+Use = tuple[int, str, int | None]
+
+
+def _world(world: int | None, *uses: Use, listed: pl.DataFrame | None = None) -> Adopted:
+    """Adopt uses (rank, op, recorded size) of a run in which no trace names a group."""
+    seen = [(rank, None, None, None, size, op, "backward", 3) for rank, op, size in uses]
+    table = pl.DataFrame(seen, schema=SEEN_SCHEMA, orient="row")
+    return adopt(table, empty("process_groups") if listed is None else listed, world)
+
+
+def test_communications_of_as_many_ranks_as_the_job_has_are_those_of_all_ranks() -> None:
+    found = _world(4, *((rank, "all_reduce", 4) for rank in (0, 1, 3)))
+    assert found.given == {"world": dict.fromkeys((0, 1, 3), ("all_reduce",))}
+    groups = unify(found.seen, empty("process_groups"))
+    assert groups.select("group", "ranks", "size", "members", "role", "role_source").rows() == [
+        ("world", [0, 1, 2, 3], 4, [0, 1, 3], "dp", "operations")
+    ]
+    assert "9 communications can only be those of all 4 ranks" in found.notes[0]
+
+
+def test_between_two_ranks_no_size_is_needed() -> None:
+    found = _world(2, (0, "all_reduce", None), (1, "all_reduce", None))
+    assert found.seen["group"].to_list() == ["world", "world"]
+
+
+@pytest.mark.parametrize(
+    ("world", "uses"),
+    [
+        pytest.param(4, [(0, "all_reduce", None), (1, "all_reduce", None)], id="no size, more than two ranks"),
+        pytest.param(4, [(0, "all_reduce", 2), (1, "all_reduce", 2)], id="smaller groups"),
+        pytest.param(4, [(0, "all_reduce", 4), (0, "all_reduce", 2)], id="both sizes of one operation"),
+        pytest.param(4, [(0, "all_reduce", 4), (0, "all_reduce", None)], id="some sizes not recorded"),
+        pytest.param(None, [(0, "all_reduce", 2), (1, "all_reduce", 2)], id="size of the job not known"),
+        pytest.param(1, [(0, "all_reduce", 1)], id="one rank"),
+        pytest.param(2, [(0, "unknown", 2), (1, "unknown", 2)], id="operation not known"),
+        pytest.param(2, [(5, "all_reduce", 2), (6, "all_reduce", 2)], id="no rank of that job"),
+    ],
+)
+def test_where_smaller_groups_can_be_meant_nothing_is_adopted(world: int | None, uses: list[Use]) -> None:
+    """That ranks send alike in the same order proves nothing: so they do in each of several smaller groups."""
+    found = _world(world, *uses)
+    assert found.seen["group"].null_count() == len(uses)
+    assert found.given == {}
+    assert "could not be given one: not matched" in found.notes[-1]
+
+
+def test_a_run_that_lists_groups_has_no_need_of_the_group_of_all() -> None:
+    listed = frame("process_groups", {"rank": [0], "group": ["1"], "desc": ["x"], "ranks": [[0, 1]], "size": [2]})
+    assert _world(2, (0, "all_gather", 2), listed=listed).seen["group"].to_list() == [None]
+
+
 def test_other_operations_and_groups_that_name_another_role_are_left_alone() -> None:
     assert _adopt({"1": "mesh_dp"}, (0, None, "all_reduce")).seen["group"].to_list() == [None]
     assert _adopt({"1": "mesh_tp"}, (0, None, "unknown")).seen["group"].to_list() == [None]

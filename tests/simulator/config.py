@@ -189,8 +189,9 @@ class Config:
     resolution_ns: int = 1
     """Clock ticks: 1000 for traces of whole microseconds."""
     group_naming: Literal["mesh", "megatron", "undefined"] = "mesh"
-    p2p_peers: bool = False
-    """Source and destination ranks of sends and receives are recorded (never for batched ones)."""
+    p2p_peers: Literal[False, True, "names"] = False
+    """Source and destination ranks of sends and receives are recorded (never for batched ones), as arguments and in
+    the names of ranges, or in those names alone."""
     seed: int = 0
 
     def replace(self, **changes: Any) -> Config:  # noqa: ANN401 - any field of the config

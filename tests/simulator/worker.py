@@ -379,14 +379,13 @@ class Worker:
         if single:
             self.sequences["p2p"] = sequence = self.sequences.get("p2p", 0) + 1
             args = self.comm_args(group, collective, sizes[0], sizes[0], dtype=self.dtype, sequence=sequence)
-            if self.config.p2p_peers:
+            if self.config.p2p_peers is True:
                 args |= {"Src Rank": pairs[0][0], "Dst Rank": pairs[0][1]}
             index = group.ranks.index
-            name = (
-                f"nccl:send {index(me)}->{index(pairs[0][1])}"
-                if sends
-                else f"nccl:recv {index(me)}<-{index(pairs[0][0])}"
-            )
+            name = f"nccl:{collective}"
+            if self.config.p2p_peers:
+                arrow, peer = ("->", pairs[0][1]) if sends else ("<-", pairs[0][0])
+                name += f" {index(me)}{arrow}{index(peer)}"
         else:
             name = "nccl:coalesced"
         with self.range("record_param_comms", "cpu_op", **self._host_args(group, args)), self.range(name):

@@ -3,7 +3,8 @@
 What the tracer recorded on the kernel counts first; what is missing there is taken from the innermost CPU range around
 the launch that has arguments (PyTorch's `record_param_comms`), unless the two name different operations. The operation
 comes from the recorded name, else from the kernel's name; where that tells only SendRecv or nothing, from the range
-around the launch that is named after an operation it can be (`nccl:all_to_all`).
+around the launch that is named after an operation it can be (`nccl:all_to_all`). That range also tells the peer of a
+send or receive (`nccl:send 0->3`) where no argument does and the ranks of the group are known.
 
 Spellings: torch/csrc/distributed/c10d (2021-2026), kernel names of NCCL 2.8-2.28 (`ncclKernel_*`, `ncclDevKernel_*`,
 `ncclSymkDevKernel_*`) and RCCL (`ncclDevKernel_Generic*`, which does not tell the operation).
@@ -38,6 +39,8 @@ WORDS = (
 UNKNOWN = "unknown"
 BY_SEND_RECV = ("all_to_all", "gather", "scatter", "send", "recv")
 """Operations that NCCL carries out as sends and receives, under that kernel name."""
+P2P_RANGE = r"^\w+:(?:send|recv) (\d+)(?:->|<-)(\d+)$"
+"""Own place and the peer's in the group (torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp)."""
 RANGE_NAMES = "^(?:nccl|rccl|xccl|hccl|ucc|mpi|gloo):"
 
 _KERNEL_WORDS = (
@@ -121,14 +124,24 @@ def comms(
     fits_kernel = (pl.col("kernel_word") == UNKNOWN) | (
         (pl.col("kernel_word") == "send_recv") & pl.col("range_word").is_in(BY_SEND_RECV)
     )
-    return conform(
-        "comms",
-        full.with_columns(
-            pl.coalesce("word", pl.when(fits_kernel).then("range_word"), "kernel_word").alias("op"),
-            pl.coalesce("parsed", pl.when(fits).then("ranks_by_name")).alias("group_ranks"),
-            pl.max_horizontal("in_bytes", "out_bytes").alias("bytes"),
-        ),
+    known = full.with_columns(
+        pl.coalesce("word", pl.when(fits_kernel).then("range_word"), "kernel_word").alias("op"),
+        pl.coalesce("parsed", pl.when(fits).then("ranks_by_name")).alias("group_ranks"),
+        pl.max_horizontal("in_bytes", "out_bytes").alias("bytes"),
     )
+    return conform("comms", known.with_columns(peer=pl.coalesce("peer", _peer_in_name())))
+
+
+def _peer_in_name() -> pl.Expr:
+    """Return the peer that the range around a launch names: `nccl:send 0->3`, `nccl:recv 3<-0`.
+
+    Both numbers are places in the group, the own one first: they become ranks only by the group's list of ranks, and
+    only where the own place in it is this rank.
+    """
+    text = pl.when(pl.col("op") == pl.col("range_word")).then(pl.col("range_name").cast(pl.String))
+    own, peer = (text.str.extract(P2P_RANGE, group).cast(pl.Int32, strict=False) for group in (1, 2))
+    ranks = pl.col("group_ranks")
+    return pl.when(ranks.list.get(own, null_on_oob=True) == pl.col("rank")).then(ranks.list.get(peer, null_on_oob=True))
 
 
 def group_ranks(text: str | None, size: int | None) -> list[int] | None:

@@ -118,15 +118,23 @@ _USUAL_ROLE: Final = {"all_reduce": "tp", "send_recv": "pp", "send": "pp", "recv
 parallelism, coalesced sends and receives to the pipeline."""
 
 
-def adopt(seen: pl.DataFrame, listed: pl.DataFrame) -> Adopted:
+WORLD: Final = "world"
+"""Name of the group of all ranks where no trace names any group."""
+
+
+def adopt(seen: pl.DataFrame, listed: pl.DataFrame, world: int | None = None) -> Adopted:
     """Give communications without a recorded group to one of the rank's listed groups, where only one can be meant.
 
     That is the one listed group of the usual role by its name; where no listed group's name tells a role, the one
-    listed group that no communication of the rank names. Otherwise they stay without a group, and it is said.
+    listed group that no communication of the rank names. Where no trace names or lists any group it is that of all
+    ranks (`world`, the ranks of the job), if it must be. Otherwise they stay without a group, and it is said.
     """
     nameless = seen.filter(pl.col("group").is_null())
     if not nameless.height:
         return Adopted(seen, {}, ())
+    several = listed.filter(pl.max_horizontal("size", pl.col("ranks").list.len()) > 1)
+    if world is not None and nameless.height == seen.height and not several.height:
+        return _adopt_by_world(seen, world)
     groups_of: dict[int, dict[str, str | None]] = {}
     whole: dict[int, set[str]] = {}
     for rank, group, desc, ranks, size in listed.select("rank", "group", "desc", "ranks", "size").iter_rows():
@@ -154,7 +162,6 @@ def adopt(seen: pl.DataFrame, listed: pl.DataFrame) -> Adopted:
     filled = [group or chosen.get((rank, op)) for rank, group, op in seen.select("rank", "group", "op").iter_rows()]
     answer = seen.with_columns(group=pl.Series(filled, dtype=pl.String))
     taken = int(nameless["count"].sum()) - int(answer.filter(pl.col("group").is_null())["count"].sum())
-    left = answer.filter(pl.col("group").is_null())
     notes = []
     if taken:
         ops = ", ".join(sorted({op for _, op in chosen}))
@@ -162,12 +169,44 @@ def adopt(seen: pl.DataFrame, listed: pl.DataFrame) -> Adopted:
             f"{taken} communications carry no arguments ({ops}): by what they do they are taken for groups "
             f"{_few(sorted(given))}; collectives among them are matched by order and kernel name"
         )
-    if left.height:
+    return Adopted(answer, given, (*notes, *_left_over(answer)))
+
+
+def _adopt_by_world(seen: pl.DataFrame, world: int) -> Adopted:
+    """Give communications to the group of all ranks where no other can be meant.
+
+    They say how many ranks take part, and that is all of the job; or they do not, and the job has but two. That ranks
+    send alike in the same order proves nothing: so they do in each of several smaller groups.
+    """
+    fits = (pl.col("size") == world) | (pl.col("size").is_null() & pl.lit(world == 2))  # noqa: PLR2004 - two ranks
+    inside = pl.col("rank") < world
+    meant = (fits & inside & (pl.col("op") != "unknown")).fill_null(value=False).all().over("rank", "op")
+    judged = seen.with_columns(meant=meant if world > 1 else pl.lit(value=False))
+    answer = judged.with_columns(
+        group=pl.when("meant").then(pl.lit(WORLD)),
+        ranks=pl.when("meant").then(pl.lit(list(range(world)), dtype=pl.List(pl.Int32))).otherwise("ranks"),
+        size=pl.when("meant").then(pl.lit(world, pl.Int32)).otherwise("size"),
+    ).drop("meant")
+    taken = answer.filter(pl.col("group").is_not_null())
+    by_rank: dict[int, tuple[str, ...]] = {}
+    for rank, op in taken.select("rank", "op").unique().sort("rank", "op").iter_rows():
+        by_rank[rank] = (*by_rank.get(rank, ()), op)
+    notes = []
+    if taken.height:
         notes.append(
-            f"{int(left['count'].sum())} communications on {left['rank'].n_unique()} ranks carry no group and could "
-            "not be given one: not matched"
+            f"no trace names a process group; {int(taken['count'].sum())} communications can only be those of all "
+            f"{world} ranks and are taken for one group, {WORLD}, matched by order, operation, size and kernel name"
         )
-    return Adopted(answer, given, tuple(notes))
+    return Adopted(answer, {WORLD: by_rank} if by_rank else {}, (*notes, *_left_over(answer)))
+
+
+def _left_over(seen: pl.DataFrame) -> tuple[str, ...]:
+    """Say what stays without a group."""
+    left = seen.filter(pl.col("group").is_null())
+    if not left.height:
+        return ()
+    count, ranks = int(left["count"].sum()), left["rank"].n_unique()
+    return (f"{count} communications on {ranks} ranks carry no group and could not be given one: not matched",)
 
 
 def _few(names: Sequence[str]) -> str:
