@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 TITLE: Final = "Collectives and links"
 NEEDS: Final = ("comm",)
+INSTEAD: Final = "recorded"
 
 _INSTANCES_SHOWN: Final = 200
 _CLOCK_SHARE: Final = 10

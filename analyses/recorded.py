@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from tracetool import bandwidth, slowlinks
+from tracetool.commwords import LOCAL_GROUP
 from tracetool.figures import milliseconds, share
 from tracetool.join.hangstate import rank_text, ranks_of
 from tracetool.results import Chart, Finding, Headline, Result, Where, no_saving, skipped
@@ -52,6 +53,7 @@ def per_rank(rank: RankView, facts: Tables, settings: Settings) -> Tables:  # no
     text = pl.col(pl.Categorical).cast(pl.String)
     columns = ("rank", "group", "seq", "is_p2p", "op", "bytes", "duration_ns", "created_unix_ns", "in_flight", "record")
     rows = rank.table("collectives", columns).with_columns(text).filter(~pl.col("is_p2p"), pl.col("op") != "coalesced")
+    rows = rows.filter(~pl.col("group").str.starts_with(LOCAL_GROUP))  # of others, who knows which
     rows = rows.drop_nulls(["group", "seq"]).sort("record", maintain_order=True)
     kind = ["group", "op", "bytes"]
     back = pl.int_range(pl.len(), 0, -1)

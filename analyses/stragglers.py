@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 TITLE: Final = "Stragglers"
 NEEDS: Final = ("gpu", "comm")
+INSTEAD: Final = "recorded"
 
 RANKS: Final = (
     "rank", "stage", "self_ns", "peers_self_ns", "host_ns", "excess", "lateness_ns", "caused_wait_ns", "cost_ns",

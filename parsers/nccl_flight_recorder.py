@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, cast
 import polars as pl
 from tracetool.parsers import _recorder_file as recorder_file  # type: ignore[import-not-found]  # mapped at install time
 
-from tracetool.commwords import dtype_bytes, operation
+from tracetool.commwords import LOCAL_GROUP, dtype_bytes, operation
 from tracetool.rawfile import read_all
 from tracetool.tables import empty, frame
 
@@ -73,6 +73,7 @@ def parse(path: Path, options: ParseOptions) -> Tables:
     entries, dropped = _entries(top.get("entries"))
     if dropped:
         notes.append(f"{dropped} records are no records and were left out.")
+    complete = not notes
     rank = _rank_in_name(options.display_path)
     collectives = _in_flight(_collectives(entries, rank or 0, options.display_path, notes))
     rank = -1 if rank is None else rank
@@ -83,7 +84,6 @@ def parse(path: Path, options: ParseOptions) -> Tables:
     backends = sorted(collectives["backend"].drop_nulls().cast(pl.String).unique().to_list())
     records = collectives["record"]
     stat = path.stat()
-    complete = not notes
     return {
         "collectives": collectives,
         "process_groups": groups,
@@ -163,8 +163,8 @@ def _collectives(entries: Sequence[Entry], rank: int, source: str, notes: list[s
     inputs = [sizes.of(entry.get("input_sizes")) for entry in entries]
     outputs = [sizes.of(entry.get("output_sizes")) for entry in entries]
     types = [_first(entry.get("input_dtypes")) or _first(entry.get("output_dtypes")) for entry in entries]
-    if any(isinstance(group, int) for group in groups):
-        notes.append("Records name no process group: groups are told by the rank's own numbers.")
+    if any(group and group.startswith(LOCAL_GROUP) for group in groups):
+        notes.append("Records name groups by the rank's own numbers (torch before 2.4): which are one is not told.")
     created = _ints(entries, "time_created_ns")
     if created.null_count() == len(entries):
         created = _ints(entries, "time_created_us") * 1000
@@ -179,7 +179,7 @@ def _collectives(entries: Sequence[Entry], rank: int, source: str, notes: list[s
             "rank": pl.repeat(rank, len(entries), dtype=pl.Int32, eager=True),
             "source": pl.repeat(source, len(entries), eager=True),
             "record": _ints(entries, "record_id").fill_null(pl.int_range(len(entries), eager=True)),
-            "group": [str(group) if group is not None else None for group in groups],
+            "group": groups,
             "seq": seq,
             "p2p_seq": _ints(entries, "p2p_seq_id"),
             "is_p2p": p2p,
@@ -244,7 +244,7 @@ def _process_groups(top: Entry, entries: Sequence[Entry], rank: int, source: str
         group = _group_of(entry)
         pair = entry.get("process_group")
         if group is not None:
-            named.setdefault(str(group), _text(pair[1]) if isinstance(pair, list | tuple) and len(pair) > 1 else None)
+            named.setdefault(group, _text(pair[1]) if isinstance(pair, list | tuple) and len(pair) > 1 else None)
     # gloo writes one nameless key: its ranks are those of the one group there is
     nameless = described.pop("", None)
     for name, desc in named.items():
@@ -282,7 +282,7 @@ def _group_status(top: Entry, entries: Sequence[Entry], rank: int, source: str) 
         if isinstance(status, dict)
         else []
     )
-    names = {str(entry.get("pg_id")): str(group) for entry in entries if (group := _group_of(entry)) is not None}
+    names = {str(entry.get("pg_id")): group for entry in entries if (group := _group_of(entry)) is not None}
     rows.sort(key=lambda row: (len(row[0]), row[0]))
 
     def column(key: str, absent: int | None) -> list[int | None]:
@@ -316,12 +316,14 @@ def _library_name(backends: Sequence[str]) -> str:
 # ---- single values: every one may be anything in a file from elsewhere ----
 
 
-def _group_of(entry: Entry) -> str | int | None:
-    """Return the process group's name; before torch 2.4 only the rank's own number of it, as an integer."""
+def _group_of(entry: Entry) -> str | None:
+    """Return the process group's name; before torch 2.4 only the rank's own number of it is told."""
     pair = entry.get("process_group")
     if isinstance(pair, list | tuple) and pair:
         return _text(pair[0])
-    return _integer(entry.get("pg_id"))
+    number = _integer(entry.get("pg_id"))
+    # the first group of all ranks is the default one
+    return None if number is None else "0" if number == 0 else f"{LOCAL_GROUP}{number}"
 
 
 def _members(value: object) -> list[int] | None:

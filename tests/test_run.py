@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pytest
 from simulator import Config, simulate
+from simulator_hangs import inspector
 
 import tracetool
 from tracetool import registry
@@ -147,6 +148,17 @@ def test_a_missing_need_is_skipped_with_the_option_to_use(shared: Path) -> None:
     run = _open(shared / "kineto" / "hta" / "cpu_only")
     assert run.results["budget"].status == "skipped"
     assert "ProfilerActivity.CUDA" in run.results["budget"].reason
+
+
+@pytest.mark.parametrize("name", ["collectives", "stragglers"])
+def test_a_question_that_other_sources_answer_says_where(tmp_path: Path, name: str) -> None:
+    """Without any trace of the GPU, what NCCL Inspector recorded is judged by another question."""
+    inspector.write(inspector.Cluster(hosts=2, gpus=2, slow_rank=1), tmp_path)
+    run = _open(tmp_path)
+    assert run.results[name].status == "skipped"
+    assert "`recorded`" in run.results[name].reason
+    assert run.results["recorded"].metrics["links_judged"]
+    assert run.results["recorded"].tables["bandwidth"]["busbw_gbs"].drop_nulls().len()
 
 
 def test_tables_come_as_lazy_frames(traces: Path) -> None:

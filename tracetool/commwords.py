@@ -33,6 +33,10 @@ _DTYPE_BYTES: Final = {
 }  # fmt: skip
 
 
+LOCAL_GROUP: Final = "local "
+"""How the name of a group begins that is known by the rank's own number of it: it says nothing beside another's."""
+
+
 @cache
 def operation(name: str) -> str:
     """Return the plain word for an operation as PyTorch, NCCL or a watchdog spells it.

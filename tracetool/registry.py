@@ -59,7 +59,8 @@ class Analysis(Protocol):
     """A module in analyses/. Its docstring is the definition the report's help shows: formula, units, source.
 
     It may also define `per_rank(rank, facts, settings) -> Tables`, run in a worker for each rank, and `GATES`,
-    a mapping of a short option of `tracetool check` to (metric, "min" or "max").
+    a mapping of a short option of `tracetool check` to (metric, "min" or "max"), and `INSTEAD`, the analysis that
+    answers the same from other sources.
     """
 
     __name__: str

@@ -271,7 +271,11 @@ def _able_ranks(analysis: Analysis, view: RunView, ranks: Sequence[int]) -> froz
     for need in analysis.NEEDS:
         able &= set(view.features.get(need, ()))
         if not able:
-            return NEEDS[need].sentence()
+            other = getattr(analysis, "INSTEAD", None)
+            answered = other and isinstance(_able_ranks(registry.analyses()[other], view, ranks), frozenset)
+            return NEEDS[need].sentence() + (
+                f" What other sources recorded of it is answered by `{other}`." if answered else ""
+            )
     return frozenset(able)
 
 

@@ -108,12 +108,15 @@ def test_torch_2_2_writes_a_bare_list(tmp_path: Path) -> None:
         "pg_id": 0, "seq_id": 9, "profiling_name": "nccl:all_gather", "input_sizes": [[2]], "output_sizes": [[2], [2]],
         "time_created_us": 1_760_000_000_000_000, "frames": [], "state": "completed", "retired": True,
     }  # fmt: skip
-    tables = parse(written(tmp_path, [old]))
+    tables = parse(written(tmp_path, [old, {**old, "pg_id": 3}]))
+    # a number other than that of the default group is this rank's own
+    assert tables["collectives"]["group"].to_list() == ["0", "local 3"]
     row = tables["collectives"].row(0, named=True)
     assert (row["group"], row["seq"], row["out_elems"], row["in_flight"]) == ("0", 9, 4, False)
     assert row["created_unix_ns"] == 1_760_000_000_000_000_000
     assert tables["dumps"]["version"].item() == "none"
-    assert any("process group" in note for note in tables["sources"]["notes"].item())
+    assert any("own numbers" in note for note in tables["sources"]["notes"].item())
+    assert tables["sources"]["complete"].item()
 
 
 def test_sends_name_their_peer_within_the_group(tmp_path: Path) -> None:

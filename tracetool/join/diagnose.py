@@ -39,6 +39,8 @@ Cause = Literal[
     "unknown",
 ]  # fmt: skip
 _YOUNG: Final = 0.1
+_TIMEOUT_NS: Final = 600_000_000_000
+"""NCCL's default in torch, for dumps that do not tell (before 2.5)."""
 _LATE: Final = 0.5
 _FEW: Final = 2
 _COPIED: Final = 3
@@ -73,7 +75,10 @@ def diagnose(state: State, file_unix_ns: Mapping[int, int]) -> Diagnosis:
     found = mismatches(state)
     if found:
         return _mismatched(found[0], edges)
-    if young and not any(edge.why == "no_dump" for edge in edges):
+    if young:
+        gone = [part[0] for part in terminals(edges) if len(part) == 1 and part[0] in missing]
+        if gone:  # ranks that crash take the others along at once
+            return _doubted(_unproven(state, gone, edges, dumped=False), state, age)
         share = f"{100 * (age or 0):.1f} %" if age else "0 %"
         reason = f"The oldest operation in flight had waited {share} of its timeout when it was dumped."
         return Diagnosis("none", (), "medium" if missing else "high", (reason,), None, edges)
@@ -127,8 +132,10 @@ def _oldest_age(state: State, file_unix_ns: Mapping[int, int]) -> float | None:
 
     A file that is older than its records, or younger by more than three timeouts, has the time of a copy.
     """
-    rows = state.ops.filter("in_flight").select("rank", "created_unix_ns", "timeout_ns")
-    if rows.is_empty() or rows["timeout_ns"].null_count() or rows["created_unix_ns"].null_count():
+    rows = state.ops.filter("in_flight").select(
+        "rank", "created_unix_ns", timeout_ns=pl.col("timeout_ns").fill_null(_TIMEOUT_NS)
+    )
+    if rows.is_empty() or rows["created_unix_ns"].null_count():
         return None
     written = rows["rank"].replace_strict(dict(file_unix_ns), default=None, return_dtype=pl.Int64)
     ages = rows.select(age=(written - pl.col("created_unix_ns")) / pl.col("timeout_ns"))["age"]
@@ -168,7 +175,7 @@ def _from_graph(
         return _deadlock(state, max(cycles, key=len), edges)
     silent = [rank for rank in single if rank in state.known and rank not in stuck and not _flying(state, rank)]
     if gone or silent:
-        return _unproven(state, gone or silent, edges, dumped=not gone)
+        return _unproven(state, gone or silent, edges, dumped=not gone, stuck=bool(stuck))
     return _all_inside(state, edges, missing)
 
 
@@ -228,8 +235,15 @@ def _blame(
     return Diagnosis(cause, tuple(culprits), confidence, tuple(why), operation, edges)
 
 
-def _unproven(state: State, ranks: Sequence[int], edges: tuple[Edge, ...], *, dumped: bool) -> Diagnosis:
-    """Name ranks of which nothing is known, if they are few and all that the others wait for."""
+def _unproven(
+    state: State, ranks: Sequence[int], edges: tuple[Edge, ...], *, dumped: bool, stuck: bool = False
+) -> Diagnosis:
+    """Name ranks of which nothing is known, if they are few and all that the others wait for.
+
+    Those that some operation lacks alone explain what also lacks others of them. `stuck`: ranks with a dump look as
+    if they had not finished what others have.
+    """
+    ranks = _needed(ranks, edges)
     to_them = [edge for edge in edges if edge.target in ranks]
     waiters = {edge.waiter for edge in to_them}
     operation = _first_missing(to_them, edges, ranks, state)
@@ -240,9 +254,19 @@ def _unproven(state: State, ranks: Sequence[int], edges: tuple[Edge, ...], *, du
     if not few:
         why = (f"{waits} {len(ranks)} ranks that {told}: too many to name.",)
         return Diagnosis("unknown", (), "low", why, operation, edges)
-    everyone = len(ranks) == 1 and len(waiters) > 1
+    everyone = len(ranks) == 1 and len(waiters) > 1 and not stuck
     why = (f"{waits} {'it' if len(ranks) == 1 else 'them'}; {'it' if len(ranks) == 1 else 'they'} {told}.",)
     return Diagnosis(cause, tuple(ranks), "medium" if everyone else "low", why, operation, edges)
+
+
+def _needed(ranks: Sequence[int], edges: Sequence[Edge]) -> list[int]:
+    """Return the ranks that operations lack alone, if these explain all that waits for any of the ranks."""
+    lacking: dict[Operation, set[int]] = defaultdict(set)
+    for edge in edges:
+        if edge.target in ranks:
+            lacking[edge.group, edge.is_p2p, edge.number].add(edge.target)
+    alone = {next(iter(lack)) for lack in lacking.values() if len(lack) == 1}
+    return sorted(alone) if alone and all(lack & alone for lack in lacking.values()) else list(ranks)
 
 
 def _deadlock(state: State, cycle: Sequence[int], edges: tuple[Edge, ...]) -> Diagnosis:
@@ -280,6 +304,10 @@ def _all_inside(state: State, edges: tuple[Edge, ...], missing: Sequence[int]) -
         ranks, operation, seconds = late
         why = (f"They launched it {seconds:.0f} s after the others, as their clocks tell.",)
         return Diagnosis("never_launched", ranks, "medium", why, operation, edges)
+    alone = sorted({edge.waiter for edge in edges if edge.why == "unmatched"})
+    if alone:
+        why = (f"Ranks {rank_text(alone)} wait in sends or receives whose other side nobody has launched.",)
+        return Diagnosis("unknown", (), "low", why, _main_operation(edges, state), edges)
     counts: Counter[Operation] = Counter()
     for group, by_rank in state.lanes.items():
         counts.update((group, False, lane.oldest) for lane in by_rank.values() if lane.oldest is not None)
@@ -292,8 +320,15 @@ def _all_inside(state: State, edges: tuple[Edge, ...], missing: Sequence[int]) -
     if set(members) - state.known:
         why = (f"Of the {len(members)} ranks of the group, {len(set(members) - state.known)} left no dump.",)
         return Diagnosis("unknown", (), "low", why, operation, edges)
-    why = ("Every member has launched it and none has completed it: the network, or all GPUs, stand still.",)
-    return Diagnosis("all_inside", (), "low" if missing else "medium", why, operation, edges)
+    hidden = {group for group, _, _ in counts if not state.groups[group].listed and len(state.world) > 1}
+    hidden -= {group for group in hidden if state.groups[group].ranks == state.world}
+    if hidden:
+        return _unlisted(state, edges, min((op for op in counts if op[0] in hidden), key=lambda op: (-counts[op], op)))
+    told = ["Every member has launched it and none has completed it: the network, or all GPUs, stand still."]
+    typed = state.ops.filter("in_flight", pl.col("group_id") == operation[0])["dtype"].drop_nulls().len() > 0
+    if not typed:
+        told.append("Types are not recorded: members that passed different ones would look the same.")
+    return Diagnosis("all_inside", (), "low" if missing or not typed else "medium", tuple(told), operation, edges)
 
 
 def _unlisted(state: State, edges: tuple[Edge, ...], operation: Operation) -> Diagnosis:

@@ -1,7 +1,8 @@
 """What the ranks of a job that stands still say of themselves, brought together: groups, lanes, operations.
 
 A group is its name *and* its ranks: numbers are local to a rank, and a split can use a name twice. Where no dump
-lists the ranks of a group (gloo), the default group is the world and any other the ranks that recorded it.
+lists the ranks of a group (gloo), the default group is the world and any other the ranks that recorded it. A group
+known by a rank's own number (torch before 2.4) is that rank's alone: whose else it is cannot be told.
 
 A rank's own counters (`group_status`) are believed for a group only if nobody sent or received in it, for they
 count those too, and if no rank has launched more than it recorded. A rank whose dump holds no record does not say
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from tracetool.commwords import LOCAL_GROUP
 from tracetool.join.waitfor import Lane
 
 if TYPE_CHECKING:
@@ -190,7 +192,12 @@ def _groups(
     for name, ranks in listed:
         homes[name].append(ranks)
     meant: dict[tuple[int, str], tuple[str, tuple[int, ...] | None]] = {}
+    own: list[tuple[int, str, str | None]] = []
     for rank, name, desc, text in rows:
+        if name.startswith(LOCAL_GROUP):
+            own.append((rank, name, desc))
+            meant[rank, name] = (name, (rank,))
+            continue
         home = ranks_of(text) if text is not None else next((r for r in homes[name] if rank in r), None)
         meant[rank, name] = (name, home)
         if home is None:
@@ -201,6 +208,9 @@ def _groups(
     for (name, ranks), desc in sorted(listed.items()):
         number[name, ranks] = len(groups)
         groups.append(Group(name, desc, ranks, listed=True))
+    for rank, name, desc in own:
+        number[name, (rank,)] = len(groups)
+        groups.append(Group(name, desc, (rank,), listed=False))
     for name, (desc, found) in sorted(loose.items()):
         default = desc == "default_pg" or (name == "0" and desc in (None, "", "undefined"))
         number[name, None] = len(groups)
