@@ -273,12 +273,17 @@ def _notes(rows: pl.DataFrame, run: RunView, orphans: pl.DataFrame, *, told_shar
     if told_share == 0:
         notes.append(
             "Waiting could not be told apart from moving data: communication of the other ranks was not available or "
-            "not matched. exposed_comm holds both; sync_wait and pipeline_bubble are 0 in the rows so that they sum, "
-            "and null as shares."
+            "not matched. exposed_comm holds both; sync_wait and pipeline_bubble are "
+            + ("of no meaning" if rows["pipeline_bubble_ns"].any() else "0")
+            + " in the rows so that they sum, and null as shares."
         )
     elif told_share is not None and told_share < 1:
+        groups = run.joined.get("groups")
+        piped = groups is not None and (groups["role"] == "pp").any()
         notes.append(
-            f"Waiting is known for {percent(told_share)} of communication time; the rest counts as moving data."
+            f"Waiting is known for {percent(told_share)} of communication time; of the rest, "
+            + ("sends and receives between pipeline stages count as waiting, " if piped else "")
+            + "what could not be matched counts as moving data."
         )
     if (count := int(orphans["count"].sum())) > 0:
         notes.append(

@@ -95,8 +95,8 @@ def match_group(job: GroupJob) -> GroupReport:
 
     rows = pl.concat([_of_group(job, place) for place in range(len(job.members))])
     if len(job.ranks) == 2:  # noqa: PLR2004 - between two ranks the peer needs no record
-        other = pl.lit(sum(job.ranks)) - pl.col("rank")
-        rows = rows.with_columns(peer=pl.col("peer").fill_null(other).cast(pl.Int32))
+        other = pl.when(pl.col("op").is_in(["send", "recv"])).then(pl.lit(sum(job.ranks)) - pl.col("rank"))
+        rows = rows.with_columns(peer=pl.coalesce("peer", other).cast(pl.Int32))
     matched = match(rows)
     everyone = len(job.members) == job.size
     waits = symmetric_waits(matched.rows, job.size, pipeline=job.role == "pp" and everyone)

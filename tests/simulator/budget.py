@@ -58,7 +58,8 @@ class BudgetTruth:
             return start
         if transfers[0].symmetric:
             return end - min(m.end_ns - m.start_ns for m in members)
-        if self.config.p2p_peers and self.config.p2p == "async":
+        # between two stages nobody has to record the peer
+        if (self.config.p2p_peers or self.config.pp == 2) and self.config.p2p == "async":
             reached = max(m.source.start_ns for m in members)
         else:
             ends = [self._produced(message) for message in activity.tags["received"]]
