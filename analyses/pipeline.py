@@ -30,8 +30,9 @@ import polars as pl
 
 from tracetool.dry import host_stretches, split
 from tracetool.figures import NEGLIGIBLE, milliseconds, percent, severity
+from tracetool.join import slotwork
 from tracetool.join.idling import BUBBLE, PARTS, PHASES, cut, stage_collectives, sums
-from tracetool.join.ladder import CAUSES, alike, ladder, rungs
+from tracetool.join.ladder import CAUSES, Slots, alike, ladder, rungs, stage_work
 from tracetool.join.pipeline_changes import ASSUMES, of_run
 from tracetool.join.pipeline_picture import picture
 from tracetool.join.price import step_time_ns
@@ -65,12 +66,13 @@ _ADVICE: Final = {
 
 
 def per_rank(rank: RankView, facts: Tables, _settings: Settings) -> Tables:
-    """Return `rows` (one a step: the window's parts) and `gaps` (what the bubble is made of, for the drawing)."""
+    """Return `rows` (one a step: the window's parts), `gaps` (to draw its bubble) and `inside` (slotwork.SCHEMA)."""
     windows = facts.get("windows")
     if windows is None or not windows.height:
         return {}
+    columns = ["event", "start_ns", "dur_ns", "kind", "name", "launch_start_ns", "launch_end_ns", "step", "phase"]
     gpu = (
-        rank.table("gpu", ["event", "start_ns", "dur_ns", "kind", "launch_start_ns", "launch_end_ns", "step", "phase"])
+        rank.table("gpu", columns)
         .with_columns(end_ns=pl.col("start_ns") + pl.col("dur_ns"))
         .sort(["start_ns", "dur_ns", "event"], descending=[False, True, False])
     )
@@ -80,10 +82,11 @@ def per_rank(rank: RankView, facts: Tables, _settings: Settings) -> Tables:
     )
     if "role" not in comm.columns:
         comm = comm.with_columns(role=pl.lit(None, pl.String))
-    comm = stage_collectives(comm, rank.table("slots", ["step", "iteration", "launch_start_ns", "launch_end_ns"]))
-    sends = comm.filter("sends")
+    slots = rank.table("slots")
+    comm = stage_collectives(comm, slots.select("step", "iteration", "launch_start_ns", "launch_end_ns"))
+    sends, compute = comm.filter("sends"), gpu.filter(pl.col("kind") == "compute")
     spans = {
-        "compute": gpu.filter(pl.col("kind") == "compute"),
+        "compute": compute,
         "memcpy": gpu.filter(pl.col("kind").is_in(["memcpy", "memset"])),
         "stage_comm": comm.filter("inside"),
         "p2p_transfer": sends.with_columns(start_ns="moves_ns"),
@@ -102,7 +105,11 @@ def per_rank(rank: RankView, facts: Tables, _settings: Settings) -> Tables:
         .filter(pl.col("dur_ns") * DRAWN_PER_WINDOW >= pl.col("length"))
         .select("rank", "replica", "iteration", "stage", "start_ns", "dur_ns", "part")
     )
-    return {"rows": sums(windows, pieces).select(*PER_RANK_STEP, at_ns="start_ns"), "gaps": gaps}
+    return {
+        "rows": sums(windows, pieces).select(*PER_RANK_STEP, at_ns="start_ns"),
+        "gaps": gaps,
+        "inside": slotwork.inside(slots, compute, comm.filter("inside").with_columns(end_ns="moves_ns")),
+    }
 
 
 class _Pipe(NamedTuple):
@@ -132,7 +139,7 @@ def analyze(parts: Tables, run: RunView, _settings: Settings) -> Result:
     if not structure.height:
         return skipped(f"the pipeline's bubble is not measurable: {'; '.join(told)}")
     pipe = _pipe(structure)
-    slots = run.joined["pipeline_slots"]
+    slots = slotwork.added(run.joined["pipeline_slots"], parts.get("inside"))
     rows = parts["rows"].sort("rank", "iteration", "at_ns") if "rows" in parts else None
     numbered = alike(slots)
     climbed = pl.concat([rungs(one) for one in numbered]) if numbered else None
@@ -143,7 +150,7 @@ def analyze(parts: Tables, run: RunView, _settings: Settings) -> Result:
     tables: dict[str, pl.DataFrame] = {
         "per_rank_step": (rows if rows is not None else _no_rows()).select(PER_RANK_STEP),
         "structure": structure,
-        "stages": _stages(slots),
+        "stages": _stages(slots, numbered),
     }
     metrics: dict[str, Value] = {
         "stages": pipe.stages,
@@ -208,17 +215,11 @@ def _ideal(pipe: _Pipe, climbed: pl.DataFrame | None) -> float | None:
     return float((climbed["even_idle_ns"] / (pipe.stages * climbed["even_ns"])).mean())  # type: ignore[arg-type]  # a mean of floats
 
 
-def _stages(slots: pl.DataFrame) -> pl.DataFrame:
+def _stages(slots: pl.DataFrame, numbered: Sequence[Slots]) -> pl.DataFrame:
     """Return one row a stage: medians of its slots, its work a step, and how far that is from the mean stage."""
     ns = pl.col("end_ns") - pl.col("start_ns")
     kind = pl.col("kind")
-    work = (
-        slots.with_columns(ns=ns)
-        .group_by("stage", "replica", "iteration")
-        .agg(work_ns=pl.col("ns").sum())
-        .group_by("stage")
-        .agg(work_ns=pl.col("work_ns").median().round().cast(pl.Int64))
-    )
+    work = stage_work(numbered) if numbered else _unnumbered_work(slots.with_columns(ns=ns))
     medians = (
         slots.with_columns(ns=ns)
         .group_by("stage")
@@ -235,6 +236,16 @@ def _stages(slots: pl.DataFrame) -> pl.DataFrame:
         medians.join(work, on="stage")
         .sort("stage")
         .with_columns(surplus_ns=pl.col("work_ns") - mean, of_mean=pl.col("work_ns") / pl.col("work_ns").mean())
+    )
+
+
+def _unnumbered_work(slots: pl.DataFrame) -> pl.DataFrame:
+    """Return stage and work_ns, the median over its ranks and steps, of slots that could not be numbered."""
+    return (
+        slots.group_by("stage", "replica", "iteration")
+        .agg(work_ns=pl.col("ns").sum())
+        .group_by("stage")
+        .agg(work_ns=pl.col("work_ns").median().round().cast(pl.Int64))
     )
 
 

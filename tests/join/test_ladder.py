@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pytest
 
-from tracetool.join.ladder import CAUSES, alike, even_window, ladder, rungs
+from tracetool.join.ladder import CAUSES, alike, even_window, ladder, rungs, slow, stage_work
 from tracetool.join.schedule import gpipe, interleaved, one_f_one_b, zero_bubble
+from tracetool.join.slotwork import added
 from tracetool.join.windows import SLOT_SCHEMA
 
 if TYPE_CHECKING:
@@ -44,9 +45,10 @@ def test_interleaving_has_exactly_the_published_bubble(p: int, m: int, v: int) -
 
 def of_table(path: Path) -> pl.DataFrame:
     """Return the compute of an op table as slots: seconds become ns from the start of the step."""
+    none = pl.lit(None)
     kind = pl.col("optype").cast(pl.String)
     start, dur = pl.col("start_ts").cast(pl.Float64), pl.col("duration").cast(pl.Float64)
-    return (
+    slots = (
         pl.read_parquet(path)
         .filter(kind.is_in(["forward-compute", "backward-compute"]))
         .with_columns(
@@ -58,12 +60,11 @@ def of_table(path: Path) -> pl.DataFrame:
             microbatch="mb_id",
             start_ns=(start * 1e9).round(),
             end_ns=((start + dur) * 1e9).round(),
-            sent_ns=pl.lit(None),
-            transfer_ns=pl.lit(None),
-            serial=pl.lit(None),
+            **dict.fromkeys(("piece", "sent_ns", "transfer_ns", "serial"), none),
         )
         .select(pl.col(name).cast(dtype) for name, dtype in SLOT_SCHEMA.items())
     )
+    return added(slots, None)
 
 
 PUBLISHED = {
@@ -126,7 +127,7 @@ def simulated(slow: dict[int, float], heavy: dict[int, float], transfer: int = 0
                         }
                     )  # fmt: skip
                     mine.pop(0)
-    return pl.DataFrame(rows, schema=SLOT_SCHEMA)
+    return added(pl.DataFrame(rows, schema=SLOT_SCHEMA), None)
 
 
 def causes(slots: pl.DataFrame) -> dict[str, int]:
@@ -155,9 +156,28 @@ def test_a_heavy_stage_is_an_imbalance_and_a_slow_rank_is_not() -> None:
     assert heavy["stage_imbalance"] > 2000
     assert "slow_rank" not in heavy
     rows = [simulated({4: 1.5}, {}), simulated({}, {}).with_columns(replica=pl.col("replica") + 2)]
-    slow = causes(pl.concat(rows))
-    assert slow["slow_rank"] > 1000
-    assert "stage_imbalance" not in slow
+    for slots in (pl.concat(rows), rows[0]):  # of four replicas, and of two
+        found = causes(slots)
+        assert found["slow_rank"] > 1000
+        assert "stage_imbalance" not in found
+
+
+def test_waiting_for_a_slow_rank_inside_the_stage_is_not_the_stages_own_work() -> None:
+    """Two tensor-parallel ranks a stage: rank 4 computes longer, rank 1 waits for it in every slot."""
+    slots = simulated({1: 1.5, 4: 1.5}, {})
+    dur, at = pl.col("end_ns") - pl.col("start_ns"), pl.col("stage") == 1
+    told = slots.with_columns(
+        wait_ns=pl.when(at & (pl.col("replica") == 0)).then(dur // 3).otherwise(0),
+        work_ns=pl.when(at & (pl.col("replica") == 0)).then(dur - dur // 3).otherwise(dur),
+    )
+    assert causes(slots)["stage_imbalance"] > 1000  # nothing tells them apart
+    found = causes(told)
+    assert found["slow_rank"] > 1000
+    assert "stage_imbalance" not in found
+    (together,) = alike(told)
+    assert slow(together).tolist() == [[False, False], [False, True], [False, False]]
+    work = dict(stage_work([together]).iter_rows())
+    assert work == pytest.approx({0: 1500, 1: 1500, 2: 1500}, abs=5)
 
 
 def test_steps_without_numbers_or_with_missing_slots_are_left_out() -> None:

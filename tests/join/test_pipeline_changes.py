@@ -8,6 +8,7 @@ import pytest
 from tracetool.join.ladder import alike, planned
 from tracetool.join.pipeline_changes import ASSUMES, of_run
 from tracetool.join.schedule import gpipe, interleaved, one_f_one_b
+from tracetool.join.slotwork import added
 from tracetool.join.windows import SLOT_SCHEMA
 
 STAGES, MICROBATCHES, F, B = 4, 8, 100.0, 200.0
@@ -18,11 +19,12 @@ def even(orders: list[tuple[tuple[str, int, int], ...]], chunks: int = 1) -> pl.
     plan = planned(orders, [[s + c * STAGES for c in range(chunks)] for s in range(STAGES)])
     value = plan.nodes["kind"].replace_strict({"F": F / chunks, "B": B / chunks}, return_dtype=pl.Float64).to_numpy()
     times = plan.times(value[:, None])
-    return plan.nodes.with_columns(
+    slots = plan.nodes.with_columns(
         replica=pl.lit(0), rank="stage", step=pl.lit(1), iteration=pl.lit(1), chunk=pl.col("virtual") // STAGES,
         start_ns=pl.Series(times.start[:, 0]), end_ns=pl.Series(times.end[:, 0]), sent_ns=pl.lit(None),
-        transfer_ns=pl.lit(None), serial=pl.lit(None),
+        transfer_ns=pl.lit(None), serial=pl.lit(None), piece=pl.lit(None),
     ).select(pl.col(name).cast(dtype) for name, dtype in SLOT_SCHEMA.items())  # fmt: skip
+    return added(slots, None)
 
 
 def savings(slots: pl.DataFrame, schedule: str, chunks: int = 1) -> dict[str, int]:
@@ -42,6 +44,16 @@ def test_an_even_1f1b_gains_what_the_formulas_say() -> None:
         "zero_bubble": bubble - (STAGES - 1) * F,
     }
     assert set(found) == set(ASSUMES)
+
+
+def test_weight_gradients_take_as_long_as_the_products_of_the_forward() -> None:
+    slots = even([one_f_one_b(STAGES, s, MICROBATCHES) for s in range(STAGES)])
+    half = savings(slots.with_columns(products_ns=pl.lit(100)), "1f1b")["zero_bubble"]
+    less = savings(slots.with_columns(products_ns=pl.lit(40)), "1f1b")["zero_bubble"]
+    none = savings(slots.with_columns(products_ns=pl.lit(0)), "1f1b")["zero_bubble"]
+    assert half == none == (STAGES - 1) * B
+    # nothing to fill the bubble with but 40 a stage
+    assert less == (STAGES - 1) * 2 * 40
 
 
 def test_gpipe_gains_the_same_and_interleaving_admits_only_more_micro_batches() -> None:

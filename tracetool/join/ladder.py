@@ -7,6 +7,10 @@ input have ended) over values of one step:
   ranks       each rank its own median: + slow_rank
   real        every slot as it was: + jitter
   moved       + the time its input took to arrive: + transfer
+The first two, and ranks in stages where none is slow, leave out what a slot waited for the other ranks of its stage:
+one slow tensor-parallel rank makes the slots of all its peers as long as its own. A rank is slow that computes more
+than 5 % longer than the median of its stage (of two the shorter). Where half of a stage or more is slow, the others
+alone tell how long the stage takes: two replicas of which one is slow are no heavy stage.
 The idle of a rung is p·T − the durations used; a cause is the difference between two rungs, so that causes add up and
 single ones may be negative. What is left to the measured bubble is host_and_rest. Medians let one slow rank stand out
 from a slow stage. Method: arXiv 2505.05713, with medians over replicas in place of means.
@@ -36,6 +40,7 @@ Bools = npt.NDArray[np.bool_]
 
 CAUSES: Final = ("schedule", "stage_imbalance", "slow_rank", "jitter", "transfer", "host_and_rest")
 RUNGS: Final = ("even", "stages", "ranks", "real", "moved")
+SLOW: Final = 0.05
 _KEY: Final = ["virtual", "kind", "microbatch"]
 
 
@@ -105,6 +110,12 @@ class Slots:
     """How long the slot's input moved; 0 where it is not known."""
     serial: Bools
     """It moved only after the slot before on the rank had ended."""
+    own: Floats
+    """How long the slot lasted without waiting for the other ranks of its stage."""
+    work: Floats
+    """How long it computed; its length without waiting where that is not known."""
+    products: Floats
+    """How long it multiplied matrices; NaN where that is not known."""
 
     @property
     def measured(self) -> Floats:
@@ -135,7 +146,7 @@ def flow(nodes: pl.DataFrame) -> tuple[Ints, Ints]:
 
 
 def alike(slots: pl.DataFrame) -> list[Slots]:
-    """Return the slots of a run (join.windows.SLOT_SCHEMA, all of them numbered), put together where orders are equal.
+    """Return the slots of a run (of join.slotwork.added, all of them numbered), put together where orders are equal.
 
     Steps that lack a slot that others have are left out.
     """
@@ -161,12 +172,17 @@ def _arrays(nodes: pl.DataFrame, parts: list[pl.DataFrame]) -> Slots:
     stage = nodes["stage"].to_numpy()
     shape = (nodes.height, len(parts))
     start, dur, transfer, serial = np.empty(shape), np.empty(shape), np.zeros(shape), np.zeros(shape, np.bool_)
+    own, work, products = np.empty(shape), np.empty(shape), np.empty(shape)
     for column, part in enumerate(parts):
         begins = part["start_ns"].to_numpy()
         start[node, column] = begins - begins.min()
         dur[node, column] = part["dur"].to_numpy()
         transfer[node, column] = part["transfer_ns"].fill_null(0).to_numpy()
         serial[node, column] = part["serial"].fill_null(False).to_numpy()
+        lasted = part["dur"] - part["wait_ns"].fill_null(0)
+        own[node, column] = lasted.to_numpy()
+        work[node, column] = part["work_ns"].fill_null(lasted).to_numpy()
+        products[node, column] = part["products_ns"].cast(pl.Float64).fill_null(np.nan).to_numpy()
     return Slots(
         plan=Plan(nodes, tuple(node[stage[node] == s] for s in np.unique(stage))),
         columns=pl.concat([part.select("replica", "iteration").head(1) for part in parts]),
@@ -174,7 +190,23 @@ def _arrays(nodes: pl.DataFrame, parts: list[pl.DataFrame]) -> Slots:
         dur=dur,
         transfer=transfer,
         serial=serial,
+        own=own,
+        work=work,
+        products=products,
     )
+
+
+def slow(slots: Slots) -> Bools:
+    """Say which ranks compute longer than their stage's median by more than SLOW: (stages, columns), in each step."""
+    stage = slots.plan.nodes["stage"].to_numpy()
+    iteration = slots.columns["iteration"].to_numpy()
+    work = np.stack([slots.work[stage == s].sum(axis=0) for s in np.unique(stage)])
+    answer = np.zeros(work.shape, np.bool_)
+    for t in np.unique(iteration):
+        mine = iteration == t
+        typical = np.quantile(work[:, mine], 0.5, axis=1, method="lower", keepdims=True)
+        answer[:, mine] = work[:, mine] > (1 + SLOW) * typical
+    return answer
 
 
 def values(slots: Slots) -> dict[str, Floats]:
@@ -182,18 +214,36 @@ def values(slots: Slots) -> dict[str, Floats]:
     nodes = slots.plan.nodes
     virtual, kind = nodes["virtual"].to_numpy(), nodes["kind"].to_numpy()
     iteration = slots.columns["iteration"].to_numpy()
+    place = np.unique(nodes["stage"].to_numpy(), return_inverse=True)[1]
+    late = slow(slots)
     even, stages, ranks = (np.empty_like(slots.dur) for _ in range(3))
     for k in np.unique(kind):
         held = [np.flatnonzero((kind == k) & (virtual == u)) for u in np.unique(virtual[kind == k])]
-        for rows in held:
-            ranks[rows] = np.median(slots.dur[rows], axis=0)
         for t in np.unique(iteration):
             columns = np.flatnonzero(iteration == t)
-            medians = [float(np.median(slots.dur[np.ix_(rows, columns)])) for rows in held]
+            medians = []
+            for rows in held:
+                here = late[place[rows[0]], columns]
+                tell = columns[~here] if 2 * here.sum() >= len(columns) else columns
+                medians.append(float(np.median(slots.own[np.ix_(rows, tell)])))
+                seen = slots.dur if here.any() else slots.own
+                ranks[np.ix_(rows, columns)] = np.median(seen[np.ix_(rows, columns)], axis=0)
             for rows, median in zip(held, medians, strict=True):
                 stages[np.ix_(rows, columns)] = median
                 even[np.ix_(rows, columns)] = np.mean(medians)
     return {"even": even, "stages": stages, "ranks": ranks, "real": slots.dur, "moved": slots.dur}
+
+
+def stage_work(parts: Sequence[Slots]) -> pl.DataFrame:
+    """Return stage and work_ns, what its slots take in the mean step as rung `stages` has them; sorted by stage."""
+    found = []
+    for slots in parts:
+        value, stage = values(slots)["stages"], slots.plan.nodes["stage"].to_numpy()
+        found += [(int(s), float(ns)) for s in np.unique(stage) for ns in value[stage == s].sum(axis=0)]
+    schema = {"stage": pl.Int32, "work_ns": pl.Float64}
+    rows = pl.DataFrame(found, schema=schema, orient="row").sort("stage", "work_ns")
+    means = rows.group_by("stage", maintain_order=True).agg(pl.col("work_ns").mean())
+    return means.with_columns(pl.col("work_ns").round().cast(pl.Int64)).sort("stage")
 
 
 def rungs(slots: Slots) -> pl.DataFrame:

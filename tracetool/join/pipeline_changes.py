@@ -16,7 +16,7 @@ from tracetool.join.ladder import planned, values
 from tracetool.join.schedule import gpipe, interleaved, one_f_one_b, zero_bubble
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tracetool.join.ladder import Bools, Floats, Plan, Slots
     from tracetool.join.schedule import Order
@@ -31,10 +31,14 @@ SCHEMA: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
 ASSUMES: Final = {
     "balanced_stages": "layers can be moved so that every stage takes the mean of all",
     "twice_microbatches": "twice as many micro-batches of half the size take half the time each, and so do transfers",
-    "interleaving": "every stage splits into two chunks of half its time; transfers stay as long as they are",
-    "zero_bubble": "input and weight gradients take half of a backward each and can be launched apart (ZB-H1)",
+    "interleaving": "every stage splits into two chunks of half its time; transfers stay as long as they are and sends "
+    "hold nothing up",
+    "zero_bubble": "weight gradients take as long as the matrix products of the forward (half a backward, where the "
+    "kernels' names tell none) and can be launched apart (ZB-H1); sends hold nothing up",
 }
 """Every change and what its prediction takes for granted."""
+_INPUT: Final = "input gradient"
+_WEIGHT: Final = "weight gradient"
 
 
 class _Change(NamedTuple):
@@ -86,7 +90,7 @@ def _possible(schedule: str, p: int, m: int, v: int) -> list[_Change]:
     if schedule in ("1f1b", "gpipe") and v == 1:
         if m % p == 0:
             found.append(_Change("interleaving", [interleaved(p, s, m, 2) for s in range(p)], 2, half, 1.0))
-        split = {**whole, "B": ("B", 0.5), "W": ("B", 0.5)}
+        split = {**whole, "B": (_INPUT, 1.0), "W": (_WEIGHT, 1.0)}
         found.append(_Change("zero_bubble", [zero_bubble(p, s, m) for s in range(p)], 1, split, 1.0))
     return found
 
@@ -115,12 +119,32 @@ def _values(plan: Plan, slots: Slots, stages: Floats, change: _Change, chunks: i
     measured = {
         (virtual, kind): stages[row] for row, (virtual, kind) in enumerate(nodes.select("virtual", "kind").iter_rows())
     }
+    if change.name == "zero_bubble":
+        for virtual, weight in _weight_gradients(slots, measured).items():
+            measured |= {(virtual, _WEIGHT): weight, (virtual, _INPUT): measured[virtual, "B"] - weight}
     count = slots.plan.stages
     old = [virtual if change.chunks == chunks else virtual % count for virtual in plan.nodes["virtual"].to_list()]
     kinds = plan.nodes["kind"].to_list()
     return np.stack(
         [measured[u, change.parts[kind][0]] * change.parts[kind][1] for u, kind in zip(old, kinds, strict=True)]
     )
+
+
+def _weight_gradients(slots: Slots, measured: Mapping[tuple[int, str], Floats]) -> dict[int, Floats]:
+    """Return how long the weight gradients in a backward of each virtual stage take, (columns,).
+
+    They multiply matrices of the same sizes as the forward does, so they take as long; half a backward where no kernel
+    is known to multiply any.
+    """
+    nodes = slots.plan.nodes
+    virtual, forward = nodes["virtual"].to_numpy(), (nodes["kind"] == "F").to_numpy()
+    answer = {}
+    for u in np.unique(virtual).tolist():
+        products = slots.products[forward & (virtual == u)]
+        known = products[products > 0]
+        whole = measured[u, "B"]
+        answer[u] = np.minimum(whole, np.median(known)) if known.size else whole / 2
+    return answer
 
 
 def _rows(name: str, slots: Slots, before: Floats, after: Floats) -> pl.DataFrame:

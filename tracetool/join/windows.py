@@ -40,6 +40,7 @@ SLOT_SCHEMA: Final[Types] = {
     "stage": pl.Int32,
     "chunk": pl.Int32,
     "virtual": pl.Int32,
+    "piece": pl.Int32,
     "kind": pl.String,
     "microbatch": pl.Int32,
     "start_ns": pl.Int64,
