@@ -24,20 +24,21 @@ torch.distributed.pipelining, else from what was launched between sends and rece
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import polars as pl
 
 from tracetool.dry import host_stretches, split
-from tracetool.figures import NEGLIGIBLE, milliseconds, percent, severity
+from tracetool.figures import percent
 from tracetool.join import slotwork
 from tracetool.join.idling import BUBBLE, PARTS, PHASES, cut, stage_collectives, sums
-from tracetool.join.ladder import CAUSES, Slots, alike, ladder, rungs, stage_work
+from tracetool.join.ladder import Slots, alike, ladder, rungs, stage_work
 from tracetool.join.pipeline_changes import ASSUMES, of_run
+from tracetool.join.pipeline_findings import Seen, findings
 from tracetool.join.pipeline_picture import picture
 from tracetool.join.price import step_time_ns
 from tracetool.join.schedule import ideal_share
-from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value, Where, no_saving, skipped
+from tracetool.results import Chart, Headline, Result, Value, skipped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,11 +59,6 @@ DRAWN_PER_WINDOW: Final = 400
 """Bubbles shorter than this part of the window are not drawn."""
 MOST_ERROR: Final = 0.05
 """Above this error of the replay nothing is predicted by it."""
-_ADVICE: Final = {
-    "twice_microbatches": "Use more micro-batches a step, smaller ones if memory is short.",
-    "interleaving": "Give every rank two chunks of the model (interleaved 1F1B).",
-    "zero_bubble": "Use a schedule that puts weight gradients into the bubble (ZB1P, ZBV).",
-}
 
 
 def per_rank(rank: RankView, facts: Tables, _settings: Settings) -> Tables:
@@ -177,8 +173,8 @@ def analyze(parts: Tables, run: RunView, _settings: Settings) -> Result:
         headline=_headline(metrics, pipe),
         tables=tables,
         charts=_charts(tables, pipe),
-        findings=_findings(_Seen(tables, changed, rows, pipe, step_ns, bubble, error))
-        if changed is not None and rows is not None and step_ns and bubble is not None
+        findings=findings(Seen(tables, changed, rows, slots, pipe.stages, pipe.replicas, step_ns, bubble, error))
+        if "ladder" in tables and rows is not None and step_ns and bubble is not None
         else (),
         notes=_notes(pipe, metrics, tables, told, rows),
     )
@@ -350,110 +346,3 @@ def _notes(
     if "ladder" in tables and pipe.replicas == 1:
         notes.append("With one replica a slow rank looks like a heavy stage: its stage has no peer to compare with.")
     return notes
-
-
-class _Seen(NamedTuple):
-    """What findings are made of."""
-
-    tables: Tables
-    changed: pl.DataFrame
-    rows: pl.DataFrame
-    pipe: _Pipe
-    step_ns: int
-    bubble: float
-    error: float | None
-    """Of the replay that predicts the changes."""
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Share of the window that each cause makes idle."""
-        return dict(self.tables["ladder"].select("cause", "share_of_window").iter_rows())
-
-    @property
-    def heaviest(self) -> dict[str, Any]:
-        """The stage with the most work."""
-        return self.tables["stages"].sort("work_ns", "stage", descending=[True, False]).row(0, named=True)
-
-    def saved_ns(self, change: str) -> int:
-        """Return what a change saves of the mean step, ns; less than 0 where it makes it longer."""
-        row = self.tables["changes"].filter(pl.col("change") == change)
-        return int(row["saving_ns"][0]) if row.height else 0
-
-    def saving(self, change: str) -> pl.DataFrame:
-        """Return what a change saves of each step as SAVING_SCHEMA, rank null: it is the step's, not one rank's."""
-        begins = self.rows.group_by("iteration").agg(pl.col("step").first(), pl.col("at_ns").min())
-        mine = self.changed.filter(pl.col("change") == change)
-        both = mine.join(begins, on="iteration", how="inner").sort("iteration")
-        named = both.with_columns(ns="saving_ns", rank=pl.lit(None))
-        return named.select(pl.col(name).cast(dtype) for name, dtype in SAVING_SCHEMA.items())
-
-
-def _findings(seen: _Seen) -> list[Finding]:
-    """Return what can be done about the bubble. A schedule's own bubble is a choice, not a fault: for information."""
-    return [found for found in (_imbalance(seen), _slow_rank(seen), _schedule(seen)) if found is not None]
-
-
-def _imbalance(seen: _Seen) -> Finding | None:
-    parts, heavy, mean = seen.shares, seen.heaviest, seen.saved_ns("balanced_stages")
-    if mean <= 0 or parts["stage_imbalance"] < max(NEGLIGIBLE / 2, parts["slow_rank"]):
-        return None
-    stage = heavy["stage"]
-    alone = seen.pipe.replicas == 1
-    also = {0: " (the first stage also embeds)", seen.pipe.stages - 1: " (the last stage also computes the loss)"}
-    return Finding(
-        id="pipeline.stage_imbalance",
-        analysis="pipeline",
-        severity=severity(mean / seen.step_ns, 0.05, 0.25),
-        title=f"Stage {stage} has {percent(heavy['of_mean'] - 1)} more work than the mean stage{also.get(stage, '')}",
-        detail=f"It works {milliseconds(heavy['work_ns'])} a step, {milliseconds(heavy['surplus_ns'])} above the mean; "
-        f"unequal stages make {percent(parts['stage_imbalance'])} of the window idle.",
-        advice="Move layers from the longest stages to the shortest, and count embedding and loss as layers.",
-        confidence="low" if alone else "high",
-        confidence_why="one replica: a slow rank would look the same"
-        if alone
-        else "the same on every replica, replayed",
-        saving=seen.saving("balanced_stages"),
-        replay_error=seen.error,
-        where=Where(stages=(stage,)),
-        evidence=(("stages", (stage,)),),
-    )
-
-
-def _slow_rank(seen: _Seen) -> Finding | None:
-    part = seen.shares["slow_rank"]
-    if part < NEGLIGIBLE or part <= seen.shares["stage_imbalance"]:
-        return None
-    return Finding(
-        id="pipeline.slow_rank",
-        analysis="pipeline",
-        severity="info",
-        title="A rank slower than the others of its stage holds up its pipeline",
-        detail=f"It makes {percent(part)} of the window idle; stragglers names it.",
-        advice="Find the rank in stragglers, and its cause there.",
-        confidence="medium",
-        confidence_why="ranks are compared with those of the same stage in the other replicas",
-        saving=no_saving(),
-        evidence=(("ladder", (CAUSES.index("slow_rank"),)),),
-    )
-
-
-def _schedule(seen: _Seen) -> Finding | None:
-    table = seen.tables["changes"].with_row_index("row")
-    others = table.filter((pl.col("change") != "balanced_stages") & (pl.col("saving_ns") > 0))
-    if not others.height:
-        return None
-    best = others.row(0, named=True)
-    return Finding(
-        id="pipeline.schedule",
-        analysis="pipeline",
-        severity="info",
-        title=f"The schedule leaves stages idle; {best['change'].replace('_', ' ')} would help most",
-        detail=f"{percent(seen.bubble)} of the window is bubble, {percent(seen.shares['schedule'])} by the schedule "
-        f"alone. Assumed: {best['assumes']}.",
-        advice=_ADVICE[best["change"]],
-        confidence="medium",
-        confidence_why="replayed; what is assumed was not measured",
-        saving=seen.saving(best["change"]),
-        replay_error=seen.error,
-        evidence=(("changes", (best["row"],)),),
-    )

@@ -255,7 +255,10 @@ class _Case:
             headline=self._headline(metrics, judged=judged),
             tables=tables,
             charts=_charts(tables),
-            findings=[*of_ranks(known, ranks), *of_stages(known, tables["stages"])],
+            findings=[
+                *of_ranks(known, ranks),
+                *(() if _stages_are_told(self.run) else of_stages(known, tables["stages"])),
+            ],
             notes=self._notes(trouble, judged=judged),
         )
 
@@ -325,6 +328,14 @@ def _what_if_table(changes: Sequence[WhatIf], whole: float | None) -> pl.DataFra
         if whole is not None
     ]
     return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _stages_are_told(run: RunView) -> bool:
+    """Say whether question `pipeline` judges the stages: it knows their slots, and what moving layers would change."""
+    replicas = run.joined.get("pipeline")
+    if replicas is None or not replicas.height:
+        return False
+    return bool(replicas["complete"].all()) and not replicas["microbatches"].null_count()
 
 
 def _charts(tables: dict[str, pl.DataFrame]) -> list[Chart]:

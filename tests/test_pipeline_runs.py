@@ -37,14 +37,21 @@ class Answered(NamedTuple):
     notes: Sequence[str]
 
 
-def answered(config: Config, ranks: list[int] | None = None, **files: Any) -> Answered:  # noqa: ANN401 - options of the writer
+def answered(
+    config: Config,
+    ranks: list[int] | None = None,
+    beside: str | None = None,
+    **files: Any,  # noqa: ANN401 - options of the writer
+) -> Answered:
+    """Return what the pipeline and the budget say of a run, and the findings of the pipeline and `beside`, priced."""
     run = simulate(config)
     with tempfile.TemporaryDirectory() as directory:
         run.write_kineto(Path(directory), ranks, compression=1, **files)
         with open_run(directory, engine="serial", cache="off") as opened:
             pipeline, budget = opened.results["pipeline"], opened.results["budget"]
             slots = opened.view.joined.get("pipeline_slots", pl.DataFrame())
-            findings, notes = opened.priced([pipeline]), opened.view.notes
+            asked = [pipeline, *([opened.results[beside]] if beside else [])]
+            findings, notes = opened.priced(asked), opened.view.notes
     rows = budget.tables["per_rank_step"].to_dicts()
     return Answered(run.truth(ranks, joined=True), pipeline, rows, slots, findings, notes)
 
@@ -197,6 +204,60 @@ def test_causes_sum_to_the_bubble_and_blame_what_was_done() -> None:
     assert named["pipeline.stage_imbalance"].where.ranks == ()
     assert [f.id for f in slow.findings if f.severity != "info"] == []
     assert "pipeline.stage_imbalance" not in {f.id for f in slow.findings}
+
+
+BLAME = {
+    "dp 2": BUSY_STAGES.replace(dp=2),
+    "dp 3": BUSY_STAGES.replace(dp=3, jitter=0.02),
+    "tp 2": BUSY_STAGES.replace(tp=2, microbatches=4),
+    "tp 2, dp 2": BUSY_STAGES.replace(pp=2, tp=2, dp=2, jitter=0.02),
+    "fsdp": BUSY_STAGES.replace(pp=2, dp=2, dp_mode="fsdp", layers=2),
+}
+
+
+@pytest.mark.parametrize("name", BLAME)
+def test_one_slow_rank_is_named_and_its_stage_is_not_called_heavy(name: str) -> None:
+    config = BLAME[name]
+    slow = config.world_size - 2
+    found = answered(config.replace(slow_ranks={slow: 1.4}), beside="stragglers")
+    named = {f.id for f in found.findings if f.severity != "info"}
+    assert named == {f"stragglers.rank-{slow}"}
+    causes = dict(found.pipeline.tables["ladder"].select("cause", "share_of_window").iter_rows())
+    assert abs(causes["stage_imbalance"]) < 0.01
+    assert causes["slow_rank"] > 0.02
+
+
+@pytest.mark.parametrize("name", BLAME)
+def test_a_heavy_stage_is_told_once_and_nobody_is_named(name: str) -> None:
+    config = BLAME[name]
+    found = answered(config.replace(heavy_stages={config.pp - 1: 1.4}), beside="stragglers")
+    told = [f for f in found.findings if f.severity != "info"]
+    assert [(f.id, f.where.stages, f.where.ranks) for f in told] == [("pipeline.stage_imbalance", (config.pp - 1,), ())]
+    assert told[0].price_basis == "replay"
+    assert told[0].confidence == "high"
+
+
+def test_with_one_rank_a_stage_a_slow_rank_and_a_heavy_stage_are_told_alike_and_the_page_says_so() -> None:
+    titles = []
+    for change in ({"slow_ranks": {2: 1.4}}, {"heavy_stages": {2: 1.4}}):
+        found = answered(BUSY_STAGES.replace(**change), beside="stragglers")
+        (told,) = (f for f in found.findings if f.severity != "info")
+        assert (told.id, told.where.stages, told.where.ranks) == ("pipeline.stage_imbalance", (2,), ())
+        assert told.confidence == "low"
+        titles.append(told.title)
+    assert titles[0] == titles[1]
+    assert "or its rank is slow" in titles[0]
+
+
+def test_a_heavy_stage_of_a_launch_bound_run_is_priced_by_the_replay_of_all_ranks() -> None:
+    """The slots' replay knows no host: where it is too far off, what the stage computes beyond the mean is priced."""
+    config = SMALL.replace(pp=4, dp=2, microbatches=8, heavy_stages={3: 4.0}, host_jitter=0.3, kernel_floor_ns=8_000)
+    found = answered(config)
+    assert found.pipeline.metrics["replay_error"] > 0.05  # type: ignore[operator]  # a number
+    named = {f.id: f for f in found.findings}
+    assert "changes" not in found.pipeline.tables
+    assert named["pipeline.stage_imbalance"].replay_error is None
+    assert named["pipeline.stage_imbalance"].saving["rank"].null_count() == 0
 
 
 def test_balanced_stages_save_what_a_run_with_balanced_stages_saves() -> None:

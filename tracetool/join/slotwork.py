@@ -19,12 +19,13 @@ SCHEMA: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "iteration": pl.Int32,
     "piece": pl.Int32,
     "kind": pl.String,
+    "at_ns": pl.Int64,
     "work_ns": pl.Int64,
     "wait_ns": pl.Int64,
     "products_ns": pl.Int64,
 }
-"""work_ns: compute runs; wait_ns: nothing computes and a collective inside the stage waits for its last member;
-products_ns: matrix products run."""
+"""at_ns: start of the slot in the rank's own clock; work_ns: compute runs; wait_ns: nothing computes and a collective
+inside the stage waits for its last member; products_ns: matrix products run."""
 _KEY: Final = ["rank", "iteration", "piece", "kind"]
 _PRODUCTS: Final = r"(?i)gemm|nvjet|cublas|Cijk_|matmul|(?:^|_)mm(?:_|$)"
 """Names of kernels that multiply matrices: cuBLAS and CUTLASS, cuBLAS since 12.9, rocBLAS, Triton and Inductor."""
@@ -41,6 +42,7 @@ def inside(slots: pl.DataFrame, compute: pl.DataFrame, waiting: pl.DataFrame) ->
     products = compute.filter(name.str.contains(_PRODUCTS) & ~name.str.contains(_ATTENTION))
     windows, runs = slots.select(*intervals.ENDS), compute.select(*intervals.ENDS)
     found = slots.with_columns(
+        at_ns="start_ns",
         work_ns=intervals.covered(windows, runs),
         wait_ns=intervals.covered(windows, intervals.subtract(waiting.select(*intervals.ENDS), runs)),
         products_ns=intervals.covered(windows, products.select(*intervals.ENDS)),
@@ -49,6 +51,6 @@ def inside(slots: pl.DataFrame, compute: pl.DataFrame, waiting: pl.DataFrame) ->
 
 
 def added(slots: pl.DataFrame, known: pl.DataFrame | None) -> pl.DataFrame:
-    """Return the slots of a run (join.windows.SLOT_SCHEMA) with work_ns, wait_ns and products_ns; null: not known."""
+    """Return the slots of a run (join.windows.SLOT_SCHEMA) with the columns of SCHEMA; null: not known."""
     rows = pl.DataFrame(schema=SCHEMA) if known is None else known
     return slots.join(rows, on=_KEY, how="left", maintain_order="left")
