@@ -37,6 +37,25 @@ def without_device_jitter(config: Config) -> Config:
     return config.replace(jitter=0.0)
 
 
+def twice_microbatches(config: Config) -> Config:
+    """Twice as many micro-batches of half the sequences each: the same tokens a step."""
+    if config.batch % 2:
+        raise ValueError(f"a batch of {config.batch} sequences has no half")
+    return config.replace(microbatches=2 * config.microbatches, batch=config.batch // 2)
+
+
+def interleaved(config: Config) -> Config:
+    """Every stage as two chunks of half its layers, in turns (interleaved 1F1B); sends hold nothing up."""
+    if config.layers % 2:
+        raise ValueError(f"{config.layers} layers have no half")
+    return config.replace(layers=config.layers // 2, chunks=2, schedule="interleaved_1f1b", p2p="async")
+
+
+def zero_bubble(config: Config) -> Config:
+    """Weight gradients launched apart and put off (ZB-H1); sends hold nothing up."""
+    return config.replace(schedule="zb1p", p2p="async")
+
+
 def faster_communication(config: Config, times: float) -> Config:
     """Every transfer in 1/times of its time."""
     return config.replace(slow_links=(*config.slow_links, SlowLink(1 / times)))
