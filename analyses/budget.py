@@ -274,7 +274,7 @@ def _notes(rows: pl.DataFrame, run: RunView, orphans: pl.DataFrame, *, told_shar
         notes.append(
             "Waiting could not be told apart from moving data: communication of the other ranks was not available or "
             "not matched. exposed_comm holds both; sync_wait and pipeline_bubble are "
-            + ("of no meaning" if rows["pipeline_bubble_ns"].any() else "0")
+            + ("of no meaning" if rows["pipeline_bubble_ns"].sum() else "0")
             + " in the rows so that they sum, and null as shares."
         )
     elif told_share is not None and told_share < 1:

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from tracetool.results import Chart
 
 MAX_ROWS: Final = 64
-MAX_SLICES: Final = 3_000
+MAX_SLICES: Final = 20_000
+SLICES_WITH_WORDS: Final = 2_400
+"""More slices than these are too thin for words: each lane's slices of a kind become one path."""
 LABEL_FROM_PERCENT: Final = 5.5
 LETTER_PERCENT: Final = 0.78
 """Width of a letter in the large bar at the page's full width."""
@@ -287,21 +289,29 @@ def _gantt(chart: Chart, table: pl.DataFrame) -> Made:
     most = int(chart.options.get("max_rows", MAX_ROWS))
     if len(lanes) > most:
         notes.append(f"{most} of {len(lanes)} rows drawn.")
+    dense = usable.height > SLICES_WITH_WORDS
+    if dense:
+        notes.append(f"{usable.height:,} slices are too thin to be labelled; the table holds each.")
     rows = []
     for (_lane,), part in lanes[:most]:
         label = _labels(chart, part.head(1))[0]
         starts, durs = numbers(part, chart.x), numbers(part, length)
         series = [cell(v) for v in part[chart.series].to_list()] if chart.series else [""] * len(starts)
         texts = [cell(v) for v in part[text].to_list()] if text else [""] * len(starts)
+        if dense:
+            bars = [_thin([(a - first, d) for a, d, s in zip(starts, durs, series, strict=True) if s == key], span,
+                          fill(key, tints[key]), key) for key in keys]  # fmt: skip
+            rows.append((label, _svg(Markup("").join(bars), 18), ""))
+            continue
         bars = []
         for start, dur, key, words in zip(starts, durs, series, texts, strict=True):
             said = " ".join(word for word in (key, words, figure(dur, chart.unit)) if word)
             bars.append(_rect(start - first, dur, span, fill(key, tints[key]), said, height=18))
             if words and span and dur / span * 100 >= 1.2 * len(words):
                 bars.append(
-                    Markup('<text x="{}" y="13" text-anchor="middle" font-size="11" fill="{}">{}</text>').format(
-                        percent(start - first + dur / 2, span), ink(tints[key]), words
-                    )
+                    Markup(
+                        '<text x="{}" y="13" text-anchor="middle" font-size="11" class="in" fill="{}">{}</text>'
+                    ).format(percent(start - first + dur / 2, span), ink(tints[key]), words)
                 )
         rows.append((label, _svg(Markup("").join(bars), 18), ""))
     ends_text = Markup(
@@ -311,6 +321,27 @@ def _gantt(chart: Chart, table: pl.DataFrame) -> Made:
     rows.append(("", _svg(ends_text, 16), ""))
     legend = [(heading(key), fill(key, tints[key])) for key in keys if key]
     return _bar_table(rows, clean(chart.title)), legend, notes
+
+
+_THIN_UNITS: Final = 20_000
+"""Units across the page in which thin slices are drawn."""
+
+
+def _thin(slices: Sequence[tuple[float, float]], span: float, paint: str, title: str) -> Markup:
+    """Return slices (start, dur) of one kind on one lane as one path; hatched ones as rectangles, not to stretch it."""
+    if not slices or not span:
+        return _NOTHING
+    if paint.startswith("url"):
+        return Markup("").join(_rect(start, dur, span, paint, title, height=18) for start, dur in slices)
+    scale = _THIN_UNITS / span
+    spans = [
+        (round(start * scale), max(1, round((start + dur) * scale) - round(start * scale))) for start, dur in slices
+    ]
+    drawn = "".join(f"M{x},0h{width}v18h-{width}z" for x, width in spans)
+    return Markup(
+        '<svg width="100%" height="18" viewBox="0 0 {} 18" preserveAspectRatio="none">'
+        '<path d="{}" fill="{}"><title>{}</title></path></svg>'
+    ).format(_THIN_UNITS, drawn, paint, title)
 
 
 def _heat(chart: Chart, table: pl.DataFrame) -> Made:

@@ -46,6 +46,9 @@ _BY_NAME: Final = {
     "forward": BLUE,
     "backward": STEEL,
     "optimizer": TEAL,
+    "weight gradient": TEAL,
+    "transfer": ORANGE,
+    "across stages": NEUTRAL,
 }
 _LINEAR_UP_TO: Final = 0.04045
 _READS_WHITE_BELOW: Final = 0.179

@@ -110,7 +110,7 @@ def test_the_drawing_holds_the_step_its_bubbles_and_the_ideal(tmp_path: Path) ->
     drawn = tables["drawn"]
     assert drawn["lane"].unique(maintain_order=True).to_list() == [
         *(f"stage {stage}" for stage in range(3)),
-        *(f"ideal, stage {stage}" for stage in range(3)),
+        *(f"ideal {stage}" for stage in range(3)),
     ]
     assert {"forward", "backward", "bubble"} <= set(drawn["what"])
     assert drawn["start_ns"].min() == 0

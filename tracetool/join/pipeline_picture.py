@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 _KIND_WORDS: Final = {"F": "forward", "B": "backward", "W": "weight gradient"}
 _GAP_WORDS: Final = {
-    "p2p_wait": "bubble", "p2p_transfer": "comm", "cross_stage": "across stages", "host_bound": "host bound",
-    "idle": "idle",
+    "p2p_wait": "bubble", "p2p_transfer": "transfer", "cross_stage": "across stages", "host_bound": "host bound",
+    "idle": "idle for another reason",
 }  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def picture(slots: pl.DataFrame, gaps: pl.DataFrame | None, numbered: Sequence[S
     ideal = _ideal_slots(numbered, replica, iteration)
     if ideal is not None:
         pieces.append(ideal.with_columns(ideal=pl.lit(True)))
-    lane = pl.when("ideal").then(pl.format("ideal, stage {}", "stage")).otherwise(pl.format("stage {}", "stage"))
+    lane = pl.when("ideal").then(pl.format("ideal {}", "stage")).otherwise(pl.format("stage {}", "stage"))
     drawn = pl.concat(pieces).sort("ideal", "stage", "start_ns", "dur_ns", "what")
     return {
         "slots": shown,
