@@ -37,6 +37,7 @@ from tracetool.figures import milliseconds, severity, share
 from tracetool.grouprates import host_names, rates
 from tracetool.join.groups import grid
 from tracetool.join.price import step_time_ns
+from tracetool.ratenotes import link_notes, rate_notes
 from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value, Where
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
         curve=run.joined.get("bandwidth_curve"),
         nic_gbs=settings.nic_gbs,
     )
-    links, lost = slowlinks.compare(_certain(_cells(sums, groups, host_of), run.joined["clocks"]))
+    cells = _cells(sums, groups, host_of)
+    certain = _certain(cells, run.joined["clocks"])
+    links, lost = slowlinks.compare(certain)
     shown = _links(links, groups, host_of)
     worst = _worst(run.joined["collective_worst"], groups)
     findings = _findings(shown, lost, run)
@@ -140,14 +143,14 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
         charts=_charts(table, heat),
         notes=_notes(
             groups,
-            table,
             worst=worst,
             nameless=parts["nameless"],
             run=run,
-            settings=settings,
             sizes=sizes,
-            judged=judged.height,
-            links=shown.height,
+            rates=[
+                *rate_notes(table, _device(run), settings.nic_gbs),
+                *link_notes(shown.height, judged.height, _pairs(cells) - _pairs(certain)),
+            ],
         ),
     )
 
@@ -205,6 +208,11 @@ def _certain(cells: pl.DataFrame, clocks: pl.DataFrame) -> pl.DataFrame:
     one_clock = pl.col("low_rank").is_null() | (pl.col("hosts") == 1).fill_null(value=False)
     worst = pl.max_horizontal("low_error", "high_error").fill_null(0)
     return known.filter(one_clock | (_CLOCK_SHARE * worst < pl.col("transfer_p50_ns"))).drop("low_error", "high_error")
+
+
+def _pairs(cells: pl.DataFrame) -> int:
+    """Return how many pairs of ranks send and receive."""
+    return cells.filter(pl.col("low_rank").is_not_null()).select(slowlinks.LINK).n_unique()
 
 
 def _links(links: pl.DataFrame, groups: pl.DataFrame, host_of: dict[int, str]) -> pl.DataFrame:
@@ -377,15 +385,12 @@ def _charts(table: pl.DataFrame, heat: pl.DataFrame) -> list[Chart]:
 
 def _notes(
     groups: pl.DataFrame,
-    table: pl.DataFrame,
     *,
     worst: pl.DataFrame,
     nameless: pl.DataFrame,
     run: RunView,
-    settings: Settings,
     sizes: dict[str, int],
-    judged: int,
-    links: int,
+    rates: list[str],
 ) -> list[str]:
     notes = []
     told = groups.filter(pl.col("role") != "other").group_by("role", "role_source").len().sort("role", "role_source")
@@ -399,23 +404,7 @@ def _notes(
         product *= size if role in ("dp", "tp", "pp", "cp") or (role == "fsdp" and "dp" not in sizes) else 1
     if sizes and run.world_size and product != run.world_size:
         notes.append(f"The dimensions found multiply to {product} of {run.world_size} ranks: some are not known.")
-    if table["lower_bound"].any():
-        notes.append(
-            "Rows marked lower_bound hold waiting of ranks that were not traced or not matched: their bandwidths are "
-            "lower bounds."
-        )
-    if table["busbw_gbs"].is_not_null().any() and table["line_rate_gbs"].is_null().any():
-        why = [] if _device(run) else ["the device's link rate is not known"]
-        if table["hosts"].is_null().any():
-            why.append("which ranks share a host is not known (--gpus-per-node or --hosts)")
-        elif settings.nic_gbs is None:
-            why.append("the NICs' rate is not known (--nic-gbs)")
-        if why:
-            notes.append(f"Some line rates are null: {'; '.join(why)}.")
-    if settings.nic_gbs is not None:
-        notes.append(f"Across hosts one NIC of {settings.nic_gbs:g} GB/s is assumed for each GPU (--nic-gbs).")
-    if links and judged < links:
-        notes.append(f"{links - judged} of {links} links have no peers and cannot be judged.")
+    notes += rates
     if worst.height > _INSTANCES_SHOWN:
         notes.append(
             f"instances: {_INSTANCES_SHOWN} of {worst.height} kept, those with the longest waits and the outliers that "
