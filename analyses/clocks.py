@@ -43,6 +43,12 @@ _FAR_NS: Final = 1_000_000
 def analyze(_parts: Tables, run: RunView, _settings: Settings) -> Result:
     """Show the clocks that the join found."""
     clocks = run.joined.get("clocks")
+    if clocks is None and run.ranks.height > 1:
+        return skipped(
+            "no communication of several ranks could be matched, and nothing else brings their clocks together: times "
+            "are not compared across ranks. Record with PyTorch 2.4 or later, which writes the group of every NCCL "
+            "kernel."
+        )
     if clocks is None or clocks.height < 2:  # noqa: PLR2004 - one clock needs no other
         return skipped("one rank has one clock; clocks are compared when several ranks that communicate were traced.")
     table = clocks.select(RANKS).sort("rank")

@@ -230,6 +230,28 @@ def test_communications_that_only_all_ranks_can_have_made_are_matched_without_gr
     assert any("no trace names a process group" in note for note in run.view.notes)
 
 
+def test_two_ranks_that_record_nothing_but_names_are_a_pipeline_all_the_same(tmp_path: Path) -> None:
+    config = Config(pp=2, dp=1, tp=1, steps=2, jitter=0.05, p2p_peers="names")
+    simulated = simulate(config)
+    simulated.write_kineto(tmp_path, names="rank{rank}_trace.json", pg_config=False)
+    _without(tmp_path, *ALONE)
+    run = tracetool.open_run(tmp_path, Settings(gpus_per_node=8), cache="off", engine="serial")
+    assert run.view.joined["groups"].select("group", "role").rows() == [("world", "other"), ("world p2p", "pp")]
+    truth = simulated.truth(joined=True)
+    columns = list(truth.budget()[0])
+    assert _rows(run, "budget", columns) == _truth(truth.budget(), columns)
+
+
+def test_a_pipeline_known_by_its_slots_alone_breaks_no_question(tmp_path: Path) -> None:
+    simulate(Config(pp=4, dp=1, tp=1, steps=1, microbatches=8)).write_kineto(
+        tmp_path, names="rank{rank}_trace.json", pg_config=False
+    )
+    _without(tmp_path, *ALONE)
+    run = tracetool.open_run(tmp_path, Settings(gpus_per_node=8), cache="off", engine="serial")
+    assert "pipeline_slots" in run.view.joined
+    assert [(name, result.reason) for name, result in run.results.items() if result.status == "error"] == []
+
+
 @pytest.mark.parametrize(
     ("config", "keys"),
     [

@@ -300,15 +300,7 @@ def _join(
         tables={
             "groups": groups,
             "hosts": hosts.select("rank", "host", "assumed"),
-            "clocks": clocks.ranks,
-            "clock_kinds": clocks.kinds,
-            "clock_checks": pl.DataFrame(
-                {
-                    "checked": [clocks.checked],
-                    "violated_before": [clocks.violated_before],
-                    "violated_after": [clocks.violated_after],
-                }
-            ),
+            **_clock_tables(clocks),
             "nodes": pl.concat([part["nodes"] for part in parts]),
             "edges": pl.concat([part["edges"] for part in parts]),
             "collective_sums": pl.concat([report.sums for report in reports]).sort(pl.all()),
@@ -329,6 +321,18 @@ def _join(
     )
 
 
+def _clock_tables(clocks: Clocks) -> Tables:
+    """Return the tables that tell of the clocks."""
+    import polars as pl  # noqa: PLC0415 - keeps `--help` fast
+
+    checks = {
+        "checked": [clocks.checked],
+        "violated_before": [clocks.violated_before],
+        "violated_after": [clocks.violated_after],
+    }
+    return {"clocks": clocks.ranks, "clock_kinds": clocks.kinds, "clock_checks": pl.DataFrame(checks)}
+
+
 def _without_groups(
     joined: Joined, ranks: Sequence[StoredRank], hosts: pl.DataFrame, folder: Path, pool: Executor
 ) -> Joined:
@@ -344,7 +348,7 @@ def _without_groups(
     if not pipelines.tables:
         return joined
     store.write_table(folder / "clock.parquet", clocks.ranks)
-    tables = {**joined.tables, "clocks": clocks.ranks, **pipelines.tables}
+    tables = {**joined.tables, **_clock_tables(clocks), **pipelines.tables}
     notes = (*joined.notes, *clocks.notes, *pipelines.notes)
     return replace(joined, tables=tables, folder=str(folder), notes=notes)
 

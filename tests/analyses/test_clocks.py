@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
-from inmemory import run_view
+from inmemory import MemoryRank, run_view
 
 from tracetool.join.clocks import RANKS_SCHEMA
 from tracetool.settings import Settings
@@ -72,3 +72,6 @@ def test_one_host_needs_no_alignment_and_refused_operations_are_named() -> None:
 def test_one_rank_has_nothing_to_compare() -> None:
     assert _ask({"rank": 0, "host": "a"}).status == "skipped"
     assert clocks.analyze({}, run_view([]), Settings()).status == "skipped"
+    several = clocks.analyze({}, run_view([MemoryRank(0, {}), MemoryRank(1, {})]), Settings())
+    assert several.status == "skipped"
+    assert "not compared across ranks" in several.reason

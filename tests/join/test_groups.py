@@ -173,6 +173,15 @@ def test_between_two_ranks_no_size_is_needed() -> None:
     assert found.seen["group"].to_list() == ["world", "world"]
 
 
+def test_sends_of_two_ranks_keep_their_own_role() -> None:
+    uses = [(rank, op, "forward") for rank in (0, 1) for op in ("send", "recv")]
+    uses += [(rank, "all_reduce", "optimizer") for rank in (0, 1)]
+    seen = [(rank, None, None, None, None, op, phase, 3) for rank, op, phase in uses]
+    found = adopt(pl.DataFrame(seen, schema=SEEN_SCHEMA, orient="row"), empty("process_groups"), 2)
+    groups = unify(found.seen, empty("process_groups"))
+    assert groups.select("group", "role").rows() == [("world", "other"), ("world p2p", "pp")]
+
+
 @pytest.mark.parametrize(
     ("world", "uses"),
     [

@@ -119,7 +119,8 @@ parallelism, coalesced sends and receives to the pipeline."""
 
 
 WORLD: Final = "world"
-"""Name of the group of all ranks where no trace names any group."""
+WORLD_P2P: Final = "world p2p"
+"""Names of the group of all ranks where no trace names any group; sends and receives stand apart, for their role."""
 
 
 def adopt(seen: pl.DataFrame, listed: pl.DataFrame, world: int | None = None) -> Adopted:
@@ -183,21 +184,24 @@ def _adopt_by_world(seen: pl.DataFrame, world: int) -> Adopted:
     meant = (fits & inside & (pl.col("op") != "unknown")).fill_null(value=False).all().over("rank", "op")
     judged = seen.with_columns(meant=meant if world > 1 else pl.lit(value=False))
     answer = judged.with_columns(
-        group=pl.when("meant").then(pl.lit(WORLD)),
+        group=pl.when("meant").then(
+            pl.when(pl.col("op").is_in(P2P_OPS)).then(pl.lit(WORLD_P2P)).otherwise(pl.lit(WORLD))
+        ),
         ranks=pl.when("meant").then(pl.lit(list(range(world)), dtype=pl.List(pl.Int32))).otherwise("ranks"),
         size=pl.when("meant").then(pl.lit(world, pl.Int32)).otherwise("size"),
     ).drop("meant")
     taken = answer.filter(pl.col("group").is_not_null())
-    by_rank: dict[int, tuple[str, ...]] = {}
-    for rank, op in taken.select("rank", "op").unique().sort("rank", "op").iter_rows():
-        by_rank[rank] = (*by_rank.get(rank, ()), op)
+    given: dict[str, dict[int, tuple[str, ...]]] = {}
+    for group, rank, op in taken.select("group", "rank", "op").unique().sort("group", "rank", "op").iter_rows():
+        here = given.setdefault(group, {})
+        here[rank] = (*here.get(rank, ()), op)
     notes = []
     if taken.height:
         notes.append(
             f"no trace names a process group; {int(taken['count'].sum())} communications can only be those of all "
             f"{world} ranks and are taken for one group, {WORLD}, matched by order, operation, size and kernel name"
         )
-    return Adopted(answer, {WORLD: by_rank} if by_rank else {}, (*notes, *_left_over(answer)))
+    return Adopted(answer, given, (*notes, *_left_over(answer)))
 
 
 def _left_over(seen: pl.DataFrame) -> tuple[str, ...]:
