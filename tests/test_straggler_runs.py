@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from simulator import Config, SlowLink, Stall, simulate, whatif
+from simulator_nsight import write
+from simulator_nsight.bridge import capture_of
+from straggler_cases import draw
 
 from tracetool.run import open_run
 
@@ -145,3 +148,56 @@ def test_without_peers_nobody_is_named(tmp_path: Path) -> None:
     assert named(result) == {}
     assert result.metrics["worst_rank"] is None
     assert any("cannot be told apart" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("tracer", ["nsight", "kineto"])
+def test_where_no_group_is_known_neither_a_rank_nor_a_stage_is_accused(tracer: str, tmp_path: Path) -> None:
+    run = simulate(Config(dp=4, tp=1, pp=1, slow_ranks={1: 1.4}, microbatches=2, **WORK, **SKEWED))
+    if tracer == "nsight":
+        for rank in range(4):
+            write(tmp_path / f"report_rank{rank}.sqlite", capture_of(run, [rank]), blobs=False)
+    else:
+        run.write_kineto(tmp_path, host_names=True, comm_args=False, pg_config=False)
+    with open_run(tmp_path, engine="serial", cache="off") as opened:
+        result = opened.results["stragglers"]
+    assert named(result) == {}
+    assert not result.findings
+    assert result.tables["stages"].height == 0
+    assert result.tables["ranks"]["stage"].to_list() == [None] * 4
+    assert (result.metrics["stragglers"], result.metrics["worst_rank"]) == (None, None)
+    assert any(note.startswith("No group of ranks that do the same work is known") for note in result.notes)
+
+
+DRAWN = (3, 4, 17, 41, 246)
+"""Of each kind that no test above has: two faults, some steps, unequal work, a heavy stage with a slow rank."""
+
+
+@pytest.mark.parametrize("number", DRAWN)
+def test_drawn_jobs_name_the_guilty_and_nobody_else(number: int, tmp_path: Path) -> None:
+    case = draw(number)
+    result = asked(simulate(case.config), tmp_path)
+    assert named(result) == case.must
+    assert abs(result.metrics["replay_error"]) < 0.02  # type: ignore[arg-type] # a float
+    assert {f.where.stages for f in result.findings if f.where.stages} == (
+        {(case.stage,)} if case.stage is not None else set()
+    )
+    assert {rank for finding in result.findings for rank in finding.where.ranks} == set(case.must)
+
+
+def test_a_missing_rank_makes_nobody_guilty(tmp_path: Path) -> None:
+    config = GRIDS["dp2 tp2 pp2"].replace(slow_ranks={5: 1.3}, seed=3)
+    run = simulate(config)
+    left = [rank for rank in range(8) if rank != 6]
+    run.write_kineto(tmp_path, left, host_names=True)
+    with open_run(tmp_path, engine="serial", cache="off") as opened:
+        result = opened.results["stragglers"]
+    assert named(result) == {5: "device"}
+    assert {rank for finding in result.findings for rank in finding.where.ranks} == {5}
+
+
+def test_rank_0_alone_is_not_judged(tmp_path: Path) -> None:
+    simulate(GRIDS["dp8"].replace(slow_ranks={0: 1.3})).write_kineto(tmp_path, [0])
+    with open_run(tmp_path, engine="serial", cache="off") as opened:
+        result = opened.results["stragglers"]
+    assert result.status == "skipped"
+    assert not result.findings
