@@ -110,7 +110,11 @@ def verdict(report: Report) -> list[Piece]:
     # what deserves a warning is a cause; the rest may be its symptom
     causes = sorted(worth, key=lambda finding: finding.severity == "info")[:2]
     unasked = len(report.results) - len(answered)
-    if not causes and not report.run.features.get("gpu", (0,)):
+    known = [head for head, _ in headlines(report) if head.value is not None]
+    if not causes and known and not report.run.features.get("events", (0,)):
+        about = f" ({clean(known[0].note)})" if known[0].note else ""
+        pieces = [Piece(f"{clean(known[0].label)}: {headline_text(known[0])}{about}.")]
+    elif not causes and not report.run.features.get("gpu", (0,)):
         pieces = [Piece("There is no GPU activity in the traces, so where the step time went cannot be told.")]
     elif not causes:
         pieces = [Piece("Nothing above 1 % of the step stands out.")]

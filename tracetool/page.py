@@ -237,12 +237,14 @@ def _table(name: str, shown: Grid, section: str) -> dict[str, Any]:
     }
 
 
-def _cell(text: str, head: Heading) -> tuple[str, str, bool]:
-    """Return (text, full name where cut, is a number). Names are cut, sentences are not."""
+def _cell(text: str, head: Heading) -> tuple[str, str, str]:
+    """Return (text, full name where cut, class). Names are cut, sentences are not."""
     if head.numeric:
-        return text, "", True
-    cut = text if head.column in _PROSE else short(text)
-    return cut, text if cut != text else "", False
+        return text, "", ""
+    if head.column in _PROSE:
+        return text, "", "t prose"
+    cut = short(text)
+    return cut, text if cut != text else "", "t"
 
 
 def _metric(name: str, value: float | str | tuple[int, ...] | None) -> str:

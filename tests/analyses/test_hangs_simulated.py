@@ -10,6 +10,8 @@ from hang_harness import diagnose, read
 from simulator_hangs.job import FAULTS, Config, Job, simulate
 from simulator_hangs.recorder import Style, write
 
+from tracetool import postmortem
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -57,7 +59,12 @@ def test_512_ranks(tmp_path: Path, fault: str) -> None:
     result = verdict(job, style, tmp_path)
     assert (result.metrics["cause"], result.metrics["culprits"]) == (job.cause, job.culprits)
     assert all(table.height <= 200 for table in result.tables.values())
-    assert len(result.tables["verdict"]["line"]) < 10
+    assert len(postmortem.lines({"hangs": result})) < 10
+    # the picture is a handful of boxes, with every rank in one
+    boxes = result.tables["wait_graph"]
+    assert boxes["count"].sum() == 512
+    assert boxes.height <= 24
+    assert boxes["groups"].str.contains(r"^\d+ groups ").any()
 
 
 @pytest.mark.parametrize("seed", range(12))

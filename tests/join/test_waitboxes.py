@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-def picture(folder: Path, fault: str, *, seed: int, shape: tuple[int, int, int] = (4, 2, 2)) -> pl.DataFrame:
-    dp, tp, pp = shape
-    write(simulate(Config(dp, tp, pp, fault=fault, seed=seed)), folder, Style())
+def picture(folder: Path, fault: str, *, seed: int) -> pl.DataFrame:
+    write(simulate(Config(4, 2, 2, fault=fault, seed=seed)), folder, Style())
     return diagnose(read(folder)).tables["wait_graph"]
 
 
@@ -46,12 +45,5 @@ def test_the_culprit_is_on_top_and_says_what_it_did_last(tmp_path: Path) -> None
     last = job.records[job.culprits[0]][-1]
     assert (first["role"], first["ranks"], first["layer"]) == ("culprit", str(job.culprits[0]), 0)
     number = last.p2p_seq if last.op.is_p2p else last.seq
-    assert f"seq {number} of group {last.op.group}" in first["groups"]
+    assert first["groups"].endswith(f"seq {number} of {job.groups[last.op.group].desc}")
     assert first["waits_for"] == []
-
-
-def test_512_ranks_are_a_handful_of_boxes(tmp_path: Path) -> None:
-    table = picture(tmp_path, "late", seed=3, shape=(16, 8, 4))
-    assert table["count"].sum() == 512
-    assert table.height <= 24
-    assert table.filter(role="waits")["groups"].str.contains("groups DATA_PARALLEL_GROUP").any()

@@ -325,10 +325,13 @@ def _all_inside(state: State, edges: tuple[Edge, ...], missing: Sequence[int]) -
     if hidden:
         return _unlisted(state, edges, min((op for op in counts if op[0] in hidden), key=lambda op: (-counts[op], op)))
     told = ["Every member has launched it and none has completed it: the network, or all GPUs, stand still."]
-    typed = state.ops.filter("in_flight", pl.col("group_id") == operation[0])["dtype"].drop_nulls().len() > 0
-    if not typed:
-        told.append("Types are not recorded: members that passed different ones would look the same.")
-    return Diagnosis("all_inside", (), "low" if missing or not typed else "medium", tuple(told), operation, edges)
+    group, is_p2p, number = operation
+    own = state.ops.filter(group_id=group, is_p2p=is_p2p, number=number, in_flight=True).drop_nulls("dtype")
+    blank = sorted((set(members) - set(own["rank"].to_list())) | (set(members) & state.unordered))
+    if blank:
+        whose = "the members" if len(blank) == len(members) else f"ranks {rank_text(blank)}"
+        told.append(f"Of {whose} no type, or no order of launches, is recorded: other ones would look the same.")
+    return Diagnosis("all_inside", (), "low" if missing or blank else "medium", tuple(told), operation, edges)
 
 
 def _unlisted(state: State, edges: tuple[Edge, ...], operation: Operation) -> Diagnosis:

@@ -202,6 +202,4 @@ def _covered(facts: Facts) -> str:
     text += ", only active records" if bool(read["only_active"].fill_null(value=False).any()) else ""
     text += ", older records overwritten" if bool(read["overwritten"].fill_null(value=False).any()) else ""
     text += ", dumps read in part" if not bool(read["whole"].fill_null(value=True).all()) else ""
-    earlier = coverage.filter(state="earlier start")["count"].sum()
-    text += f", {earlier} of an earlier start left aside" if earlier else ""
     return f"{text}."

@@ -101,7 +101,7 @@ def _order(state: State, edge: Edge) -> int:
 
 
 def _kind(state: State, group: int) -> str:
-    return state.groups[group].desc or state.groups[group].name
+    return state.groups[group].desc or f"group {state.groups[group].name}"
 
 
 def _names(state: State) -> dict[Operation, str]:
@@ -183,9 +183,9 @@ def _last(state: State, ranks: Sequence[int]) -> str:
     """Return what the culprits have in flight first, or launched last, where it is the same for all."""
     told = set()
     for rank in ranks:
-        own = state.ops.filter(pl.col("rank") == rank).drop_nulls("number")
+        own = state.ops.filter(pl.col("rank") == rank).drop_nulls(["number", "group_id"])
         flying = own.filter("in_flight")
-        row = (flying.head(1) if flying.height else own.tail(1)).rows(named=True)
-        said = "in flight" if flying.height else "last launched"
-        told.add(f"{said}: {row[0]['op']} seq {row[0]['number']} of group {row[0]['group']}" if row else "")
+        for row in (flying.head(1) if flying.height else own.tail(1)).iter_rows(named=True):
+            said = "in flight first" if flying.height else "launched last"
+            told.add(f"{said}: {row['op']} seq {row['number']} of {_kind(state, row['group_id'])}")
     return told.pop() if len(told) == 1 else ""
