@@ -88,8 +88,8 @@ def test_a_second_report_joins_nothing_and_finds_the_same(traces: Path, tmp_path
         ("kept/told.json", _garbled),
         ("kept/told.json", Path.unlink),
         ("clock.parquet", _garbled),
-        ("g*/r*.parquet", _garbled),
-        ("g*/r*.parquet", _cut),
+        ("g*/r*.arrow", _garbled),
+        ("g*/r*.arrow", _cut),
         ("p*/r*-windows.parquet", Path.unlink),
     ],
 )

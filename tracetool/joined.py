@@ -1,6 +1,6 @@
 """What the ranks say together: small tables, the place of each rank's facts, and both kept for the next report.
 
-In the folder of a join, a cache entry: `g<group>/r<rank>.parquet` and `pipeline/p<replica>/r<rank>-*.parquet` hold the
+In the folder of a join, a cache entry: `g<group>/r<rank>.arrow` and `pipeline/p<replica>/r<rank>-*.parquet` hold the
 facts of each rank, `clock.parquet` those of all. `kept/` is written last: the small tables, and `told.json` with notes,
 groups and a digest of every file of facts. A join is taken from there only if
 all of them still are what they were; else the whole folder is dropped and the ranks are joined again.
@@ -32,7 +32,7 @@ ARRIVALS: Final = "-arrivals"
 _KEPT: Final = "kept"
 _TABLES: Final = "tables"
 _TOLD: Final = "told.json"
-_FACTS: Final = ("clock.parquet", "g*/r*.parquet", "pipeline/p*/r*.parquet")
+_FACTS: Final = ("clock.parquet", "g*/r*.arrow", "pipeline/p*/r*.parquet")
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def facts_of(folder: str, groups: Sequence[int], rank: int) -> Tables:
     facts: Tables = {}
     if clock.exists():
         facts["clock"] = conform("clock", pl.read_parquet(clock).filter(pl.col("rank") == rank))
-    parts = [Path(folder, f"g{group}{part}", f"r{rank}.parquet") for group in groups for part in ("", ARRIVALS)]
-    frames = [pl.read_parquet(path) for path in parts if path.exists()]
+    parts = [Path(folder, f"g{group}{part}", f"r{rank}.arrow") for group in groups for part in ("", ARRIVALS)]
+    frames = [pl.read_ipc_stream(path) for path in parts if path.exists()]
     if frames:
         facts["waits"] = conform("waits", pl.concat(frames, how="diagonal")).sort("event")
     return {**facts, **pipeline_facts(folder, rank, facts.get("waits"))}

@@ -105,7 +105,7 @@ def _jobs(ranks: Sequence[StoredRank], groups: pl.DataFrame, clocks: Clocks, fol
             ranks=everyone,
             members=tuple(by_number[rank] for rank in traced),
             waits=tuple(
-                tuple(str(folder / f"g{group}{end}" / f"r{rank}.parquet") for group in ids for end in _WAITS)
+                tuple(str(folder / f"g{group}{end}" / f"r{rank}.arrow") for group in ids for end in _WAITS)
                 for rank in traced
             ),
             clocks=clocks,
@@ -247,7 +247,7 @@ def _transfers(member: StoredRank, files: Sequence[str]) -> pl.DataFrame:
 
     from tracetool.join.windows import TRANSFER_SCHEMA  # noqa: PLC0415 - same
 
-    parts = [pl.read_parquet(path, columns=["event", "basis"]) for path in files if Path(path).exists()]
+    parts = [pl.read_ipc_stream(path, columns=["event", "basis"]) for path in files if Path(path).exists()]
     if not parts:
         return pl.DataFrame(schema=TRANSFER_SCHEMA)
     launches = member.table("gpu", ["event", "launch_start_ns"]).drop_nulls()

@@ -26,8 +26,10 @@ def segment_rank(job: SegmentJob) -> Tables:
     """Return tables `nodes` and `edges` of one rank. Runs in a worker."""
     import polars as pl  # noqa: PLC0415 - workers only
 
-    from tracetool.join.segments import segments  # noqa: PLC0415 - same
+    from tracetool.join.segments import EDGES, NODES, segments  # noqa: PLC0415 - same
 
+    if not job.rank.files("gpu"):  # nothing ran that could be replayed
+        return {"nodes": pl.DataFrame(schema=NODES), "edges": pl.DataFrame(schema=EDGES)}
     matched = [
         pl.scan_parquet(path)
         .filter((pl.col("rank") == job.rank.rank) & pl.col("instance").is_not_null() & (pl.col("present") > 1))
