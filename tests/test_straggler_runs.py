@@ -115,9 +115,10 @@ def test_a_heavy_stage_names_no_rank_but_the_stage(tmp_path: Path) -> None:
     config = Config(dp=2, tp=2, pp=2, p2p_peers=True, heavy_stages={1: 1.4}, **WORK, **SKEWED)
     result = asked(simulate(config), tmp_path)
     assert named(result) == {}
-    (finding,) = [finding for finding in result.findings if finding.where.stages]
-    assert finding.where.stages == (1,)
-    assert not finding.where.ranks
+    stages = dict(result.tables["stages"].select("stage", "of_mean").iter_rows())
+    assert stages[1] > 1.1 > stages[0]
+    # what to do about it is told by question pipeline, once
+    assert not result.findings
 
 
 def test_a_late_host_is_the_hosts_fault(tmp_path: Path) -> None:
