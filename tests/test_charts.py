@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from reports import HOSTILE, budget, kernels, pictures, timeline
 
-from tracetool.charts import draw
+from tracetool.charts import SLICES_WITH_WORDS, draw
 from tracetool.results import Chart, Result
 
 
@@ -77,6 +77,20 @@ def test_lines_break_where_a_value_is_absent() -> None:
     table = pl.DataFrame({"at_ns": [0, 1, 2, 3, 4], "used_bytes": [1, 2, None, 3, 4]})
     made = draw(Chart("line", "t", "x", x="at_ns", y=("used_bytes",), unit="bytes"), table)
     assert made.body.count("<polyline") == 2
+
+
+def test_a_gantt_of_thousands_of_slices_draws_each_as_part_of_its_lanes_path() -> None:
+    count = SLICES_WITH_WORDS + 2
+    table = pl.DataFrame(
+        {"stage": ["0"] * count, "start_ns": range(0, 10 * count, 10), "dur_ns": [10] * (count - 1) + [5],
+         "phase": ["forward", "bubble"] * (count // 2)}
+    )  # fmt: skip
+    made = draw(Chart("gantt", "t", "x", label="stage", x="start_ns", y=("dur_ns",), series="phase"), table)
+    text = str(made.body)
+    (path,) = re.findall(r'<path d="([^"]*)"', text)
+    assert path.count("M") == path.count("z") == count // 2
+    assert text.count("url(#hatch)") == count // 2  # a stretched hatch would be none
+    assert "too thin to be labelled" in made.notes[0]
 
 
 def test_a_gantt_places_slices_from_the_first_start() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import polars as pl
 import pytest
+from pipeline_cases import draw, judge
 from simulator import Config, simulate, whatif
 
 from tracetool.join.idling import BUBBLE, BUSY, PHASES
@@ -328,6 +329,26 @@ def test_a_stage_in_the_middle_says_what_it_can() -> None:
     assert found.pipeline.metrics["schedule"] == "1f1b"
     assert found.pipeline.tables["per_rank_step"].height == 0
     assert found.pipeline.tables["slots"].height > 0
+
+
+def test_one_rank_of_each_stage_is_a_whole_pipeline() -> None:
+    config = BUSY_STAGES.replace(pp=2, dp=2, tp=2, microbatches=4)
+    found = answered(config, ranks=[0, 4])
+    assert (found.pipeline.metrics["schedule"], found.pipeline.metrics["replicas"]) == ("1f1b", 1)
+    assert_slots(found)
+    assert_bubbles(found, 0.0005)
+    assert "ladder" in found.pipeline.tables
+
+
+def test_the_first_stage_of_a_v_alone_has_no_window() -> None:
+    found = answered(SMALL.replace(pp=3, microbatches=6, schedule="zbv", **VEE), ranks=[0])
+    assert (found.pipeline.metrics["schedule"], found.pipeline.metrics["bubble_share"]) == ("zbv", None)
+    assert found.pipeline.tables["slots"].height == 6 * 3 * 2
+
+
+@pytest.mark.parametrize("seed", [5, 10, 23, 41, 53, 67])
+def test_drawn_runs_hold_to_the_truth(seed: int) -> None:
+    assert judge(draw(seed, 40)).wrong == ()
 
 
 NAMELESS: dict[str, Any] = {"comm_args": False, "host_names": True, "pg_config": False}

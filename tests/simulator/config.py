@@ -87,8 +87,9 @@ class Config:
     """Launch a kernel between the end of a step range and the start of the next."""
     profiler_steps: bool = True
     """Write ProfilerStep ranges."""
-    pp_annotations: Literal["none", "torch", "gpipe"] = "none"
-    """torch: `PP:{stage}F{microbatch}` ranges; gpipe: `Forward {i}` and `Backward {i}`."""
+    pp_annotations: Literal["none", "torch", "torch_2_15", "gpipe", "megatron", "dualpipe"] = "none"
+    """torch: `PP:{stage}F{microbatch}` ranges, torch_2_15 also around sends and receives; gpipe: `Forward {i}` and
+    `Backward {i}`. Without micro-batches: megatron (its NVTX ranges) and dualpipe (`mlp(F)`, `1F1B`)."""
 
     # ---- model (per rank shapes follow from it) ----
     layers: int = 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Final
 
 from simulator.layers import ADD, Layers, Sizes
@@ -181,12 +181,11 @@ class Program:
         w = self.w
         with w.tagged(phase="other"):
             for message in self._messages(slot, incoming=True):
-                if self.c.p2p == "async":
-                    done = w.exchange(self._stream(message[0], slot[0], "recv"), [], [message])
-                elif before is None or not self._shares_kernel(before, slot):
-                    done = w.exchange(P2P, [], [message])
-                else:
+                if self.c.p2p != "async" and before is not None and self._shares_kernel(before, slot):
                     continue
+                with self._transfer_range("recv", slot):
+                    stream = self._stream(message[0], slot[0], "recv") if self.c.p2p == "async" else P2P
+                    done = w.exchange(stream, [], [message])
                 w.stream_waits(COMPUTE, done)
 
     def _send(self, slot: Slot, after: Slot | None) -> None:
@@ -196,7 +195,8 @@ class Program:
         with w.tagged(phase="other"):
             if self.c.p2p == "async":
                 for message in sends:
-                    w.exchange(self._stream(message[0], slot[0], "send"), [message], [])
+                    with self._transfer_range("send", slot):
+                        w.exchange(self._stream(message[0], slot[0], "send"), [message], [])
             elif sends:
                 shared = self._messages(after, incoming=True) if after and self._shares_kernel(slot, after) else []
                 w.stream_waits(COMPUTE, w.exchange(P2P, sends, shared))
@@ -210,9 +210,25 @@ class Program:
         later = peer > self.w.place.rank
         return P2P + 2 * (4 * later + 2 * (kind == "B") + (way == "recv"))
 
+    def _transfer_range(self, way: str, slot: Slot) -> AbstractContextManager[object]:
+        """Open the range that a framework puts around a send or receive of a slot; none for most."""
+        kind, i, chunk = slot
+        if self.c.pp_annotations == "torch_2_15":
+            return self.w.range(f"PP:{self._virtual(chunk)}{way.upper()}_{kind}{i}")
+        if self.c.pp_annotations == "megatron":
+            direction = "forward" if kind == "F" else "backward"
+            return self.w.range(f"megatron.core.pipeline_parallel.p2p_communication.{way}_{direction}")
+        return nullcontext()
+
     def _annotation(self, slots: Sequence[Slot]) -> str | None:
-        """Return the name of the range around one slot or two overlapped ones, as torch pipelining has it."""
+        """Return the name of the range around one slot or two overlapped ones, as the framework has it."""
         letters = {"F": "F", "B": "I" if self._split else "B", "W": "W"}
+        if self.c.pp_annotations == "dualpipe":
+            return "1F1B" if len(slots) > 1 else f"mlp({slots[0][0]})"
+        if self.c.pp_annotations == "megatron":
+            schedules = "megatron.core.pipeline_parallel.schedules"
+            interleaving = f"{schedules}.forward_backward_pipelining_with_interleaving.steady"
+            return interleaving if self.c.chunks > 1 else None
         if self.c.pp_annotations == "gpipe":
             return f"{'Forward' if slots[0][0] == 'F' else 'Backward'} {slots[0][1]}"
         if self.c.pp_annotations == "none":
