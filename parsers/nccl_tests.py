@@ -28,7 +28,9 @@ FORMAT = "nccl_tests"
 READS_PLACE = True
 
 _HEADER: Final = re.compile(rb"size\s+count\s+(?:\(elements\)\s+)?type\b.*\balgbw\s+busbw", re.DOTALL)
-_JSON_KEYS: Final = (b'"nccl_version"', b'"args"', b'"env"')
+_JSON_KEYS: Final = (b'"nccl_version"', b'"env"')
+_ARGUMENTS: Final = re.compile(rb'"args"\s*:\s*\[')
+"""The command line, a list: the arguments of a trace's events are objects."""
 _PROGRAM: Final = re.compile(r"([A-Za-z][A-Za-z_]*?)_perf(?![A-Za-z])")
 _DEVICE: Final = re.compile(r"Rank\s+(\d{1,7})\s+Group\s+\d+\s+Pid\s+\d+ on (\S+)")
 _LIMIT: Final = 64 << 20
@@ -43,7 +45,8 @@ def sniff(path: Path, head: bytes) -> bool:
     if path.is_dir():
         return False
     if head.lstrip()[:1] == b"{":
-        return all(key in head for key in _JSON_KEYS) or (b'"out_of_place"' in head and b'"bus_bw"' in head)
+        told = all(key in head for key in _JSON_KEYS) and bool(_ARGUMENTS.search(head))
+        return told or (b'"out_of_place"' in head and b'"bus_bw"' in head)
     return bool(_HEADER.search(head))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from tracetool.anonymize import anonymize
+from tracetool.anonymize import anonymize, names_of
 from tracetool.registry import RunView
 from tracetool.tables import empty, frame
 
@@ -29,7 +29,7 @@ def test_names_are_replaced_everywhere() -> None:
         joined={},
         notes=("secret/rank0.json was taken", "hidden/name.txt: empty"),
     )
-    hidden = anonymize(view, ("hidden/name.txt: empty",))
+    hidden = anonymize(view, names_of(view), ("hidden/name.txt: empty",))
     assert hidden.path == "run"
     assert hidden.ranks["host"].to_list() == ["host-0", "host-1", None]
     assert hidden.sources["path"].to_list() == ["trace-0", "trace-1"]

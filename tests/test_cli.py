@@ -295,6 +295,14 @@ def test_a_run_that_was_read_in_part_exits_5_only_under_strict(tracetool: Callab
     assert tracetool("summary", partly, "--strict")[0] == 5
 
 
+def test_a_thousand_damaged_files_are_not_a_thousand_lines(tracetool: Callable[..., Command], partly: Path) -> None:
+    for rank in range(1, 21):
+        (partly / f"rank{rank}_trace.json").write_text(CUT)
+    _, _, err = tracetool("summary", partly)
+    assert len(err.splitlines()) == 9
+    assert "so were 12 more" in err
+
+
 @pytest.mark.parametrize("content", [b"", b"\x1f\x8b" + bytes(100)])
 def test_a_rank_of_which_nothing_is_left_counts_as_damaged(
     tracetool: Callable[..., Command], partly: Path, content: bytes
@@ -362,3 +370,15 @@ def test_an_interrupt_wins_over_a_defect_and_over_partly_read(
     monkeypatch.setattr(registry.analyses()["kernels"], "analyze", crash)
     monkeypatch.setattr(registry.analyses()["timeline"], "analyze", interrupted)
     assert tracetool("summary", partly, "--strict")[0] == 130
+
+
+def test_a_file_that_two_parsers_want_costs_only_itself(
+    tracetool: Callable[..., Command], partly: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greedy = next(parser for parser in registry.parsers() if parser.FORMAT == "nccl_tests")
+    monkeypatch.setattr(greedy, "sniff", lambda path, _: path.name == "rank1_trace.json")
+    code, out, err = tracetool("summary", partly)
+    assert (code, "recognised by several parsers (kineto, nccl_tests)" in err) == (1, True)
+    assert "Where a step goes" in out
+    code, _, err = tracetool("summary", partly / "rank1_trace.json")
+    assert (code, "recognised by several parsers" in err) == (1, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,23 @@ def test_the_head_is_decompressed_and_bounded(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.write_bytes(b"\x1f\x8bnot gzip at all")
     assert read_head(broken) == b""
+
+
+@pytest.mark.skipif(not os.access("/proc/kmsg", os.R_OK), reason="no file of the kernel that waits for its writer")
+def test_a_file_of_the_kernel_keeps_nobody_waiting(tmp_path: Path) -> None:
+    _write(tmp_path, "rank0.json")
+    (tmp_path / "rank1.json").symlink_to("/proc/kmsg")
+    assert _names(tmp_path) == ["rank0.json"]
+
+
+def test_a_link_beside_its_file_is_not_a_second_trace(tmp_path: Path) -> None:
+    _write(tmp_path, "rank0.json", "run/rank1.json")
+    (tmp_path / "latest.json").symlink_to("rank0.json")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "rank1.json").symlink_to("../run/rank1.json")
+    found = discover(str(tmp_path), Settings())
+    assert [source.display for source in found.sources] == ["rank0.json", "run/rank1.json"]
+    assert found.ignored == (
+        "elsewhere/rank1.json: the same file as run/rank1.json", "latest.json: the same file as rank0.json",
+    )  # fmt: skip
+    assert _names(tmp_path / "latest.json") == ["latest.json"]

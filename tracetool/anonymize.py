@@ -1,4 +1,4 @@
-"""Takes names of hosts, files and directories out of a run before any analysis sees it.
+"""Takes names of hosts, files and folders out of a run before any analysis sees it.
 
 Ranks, devices, kernels, ranges and process groups keep their names: without them a report says nothing.
 """
@@ -8,33 +8,40 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import polars as pl
+from tracetool.disguise import disguised, told
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    import polars as pl
+
     from tracetool.registry import RunView
 
 
-def anonymize(view: RunView, ignored: Collection[str]) -> RunView:
-    """Return the view with hosts called host-0, host-1, … and files trace-0, trace-1, …, also inside sentences.
+def names_of(view: RunView) -> dict[str, str]:
+    """Return what each host, file and the run itself are called instead; hosts also by what the join found."""
+    tables = [view.ranks, *(view.joined[name] for name in ("hosts", "clocks") if name in view.joined)]
+    # a rank without a host is one by its number: nothing to hide
+    hosts = [host for table in tables for host in table["host"].drop_nulls() if not host.startswith("rank-")]
+    names = {view.path: "run"}
+    names |= {path: f"trace-{number}" for number, path in enumerate(view.sources["path"].to_list())}
+    names |= {host: f"host-{number}" for number, host in enumerate(dict.fromkeys(hosts))}
+    names |= {host: host for table in tables for host in table["host"].drop_nulls() if host.startswith("rank-")}
+    return names
+
+
+def anonymize(view: RunView, names: Mapping[str, str], ignored: Collection[str]) -> RunView:
+    """Return the view with other names in its tables and inside its sentences.
 
     `ignored` are the notes of the view that name files which were not read: only their number stays.
     """
-    paths = view.sources["path"].to_list()
-    hosts = view.ranks["host"].drop_nulls().unique(maintain_order=True).to_list()
-    names = {view.path: "run"}
-    names |= {path: f"trace-{number}" for number, path in enumerate(paths)}
-    names |= {host: f"host-{number}" for number, host in enumerate(hosts)}
     return replace(
         view,
         path="run",
-        ranks=view.ranks.with_columns(pl.col("host").replace(names)),
-        sources=view.sources.with_columns(
-            pl.col("path").replace(names),
-            pl.col("notes").list.eval(pl.element().map_elements(lambda note: told(note, names), pl.String)),
-        ),
-        quality=view.quality.with_columns(pl.col("note").map_elements(lambda note: told(note, names), pl.String)),
+        ranks=_eager(view.ranks, names),
+        sources=_eager(view.sources, names),
+        quality=_eager(view.quality, names),
+        joined={name: _eager(table, names) for name, table in view.joined.items()},
         notes=(
             *([f"{len(ignored)} files or iterations were not read"] if ignored else []),
             *(told(note, names) for note in view.notes if note not in ignored),
@@ -42,8 +49,5 @@ def anonymize(view: RunView, ignored: Collection[str]) -> RunView:
     )
 
 
-def told(sentence: str, names: Mapping[str, str]) -> str:
-    """Return a sentence with every name replaced, longer names first."""
-    for name in sorted(names, key=len, reverse=True):
-        sentence = sentence.replace(name, names[name])
-    return sentence
+def _eager(table: pl.DataFrame, names: Mapping[str, str]) -> pl.DataFrame:
+    return disguised(table.lazy(), names).collect()

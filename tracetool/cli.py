@@ -41,6 +41,7 @@ EXIT_DEFECT, EXIT_PARTLY_READ, EXIT_INTERRUPTED = 1, 5, 130
 _ESTIMATE_BYTES_PER_S = 25_000_000
 _ESTIMATE_WORTH_S = 60
 _PROGRESS_LINE_EVERY_S = 10
+_MOST_NAMED = 8
 
 
 class TableFormat(StrEnum):
@@ -301,8 +302,10 @@ def _finish(run: Run, options: RunOptions) -> None:
         print(f"tracetool: {name} failed, please report this: {reason}", file=sys.stderr)
     for sentence in run.failed:
         print(f"tracetool: {sentence}", file=sys.stderr)
-    for source in run.damaged:
+    for source in run.damaged[:_MOST_NAMED]:
         _say(f"tracetool: {source} was read only in part or not at all; the report says what is missing", options)
+    if len(run.damaged) > _MOST_NAMED:
+        _say(f"tracetool: so were {len(run.damaged) - _MOST_NAMED} more", options)
     if failed or run.failed:
         raise typer.Exit(EXIT_DEFECT)
     if run.damaged and options.strict:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tracetool.errors import NothingReadable, UsageError
+from tracetool.errors import NothingReadable, TracetoolError, UsageError
 from tracetool.registry import HEAD_BYTES, sniff, why_not_read
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Discovery:
     """Sentences that name the files of no known format."""
     damaged: tuple[str, ...] = ()
     """Those of them that could not be looked into, or are empty although their name tells a rank."""
+    failed: tuple[str, ...] = ()
+    """Sentences about files on which tracetool itself failed."""
 
 
 def discover(run: str, settings: Settings) -> Discovery:
@@ -71,17 +73,25 @@ def discover(run: str, settings: Settings) -> Discovery:
     sources: list[Source] = []
     ignored: list[str] = []
     candidates, closed = _candidates(run)
+    candidates, links = _once(candidates)
+    ignored += links
     ignored += closed
     damaged = [sentence.rpartition(": ")[0] for sentence in closed]
+    failed: list[str] = []
     for path, display in candidates:
         try:
-            head = b"" if path.is_dir() else read_head(path)
+            raw = b"" if path.is_dir() else _first_bytes(path)
+            packed = raw.startswith(GZIP_MAGIC)
+            head = _unpacked(raw) if packed else raw
             parser = sniff(path, head)
             size = _size(path)
-            packed = _is_gzip(path)
         except OSError as error:
             ignored.append(f"{display}: cannot be opened ({error.strerror or error})")
             damaged.append(display)
+            continue
+        except TracetoolError as error:  # a defect of a parser must not cost the other files
+            ignored.append(f"{display}: {error}")
+            failed.append(f"{display}: {error}")
             continue
         if parser is None:
             if not path.is_dir():
@@ -105,6 +115,8 @@ def discover(run: str, settings: Settings) -> Discovery:
                 iteration=int(iteration[1]) if iteration else None,
             )
         )
+    if not sources and failed:
+        raise TracetoolError(failed[0])
     if not sources:
         seen = f"; not read: {'; '.join(ignored[:3])}" if ignored else ""
         raise NothingReadable(f"{legible(run)}: no trace found{seen}. `tracetool formats` lists what can be read.")
@@ -117,7 +129,7 @@ def discover(run: str, settings: Settings) -> Discovery:
         ignored.append(
             f"iterations {', '.join(map(str, left))}: iteration {chosen} was taken; --iteration chooses another"
         )
-    return Discovery(tuple(kept), tuple(ignored), tuple(damaged))
+    return Discovery(tuple(kept), tuple(ignored), tuple(damaged), tuple(failed))
 
 
 def _candidates(run: str) -> tuple[list[tuple[Path, str]], list[str]]:
@@ -142,6 +154,19 @@ def _candidates(run: str) -> tuple[list[tuple[Path, str]], list[str]]:
         found += [(path, f"{shown}/{display}" if display else shown) for path, display in below]
         closed += shut
     return sorted(set(found), key=lambda item: _natural(item[1])), closed
+
+
+def _once(candidates: list[tuple[Path, str]]) -> tuple[list[tuple[Path, str]], list[str]]:
+    """Return each file once, under its own name where links name it too, and sentences about the links."""
+    own = {os.path.realpath(path): display for path, display in candidates if not path.is_symlink()}
+    kept, links = [], []
+    for path, display in candidates:
+        known = own.setdefault(os.path.realpath(path), display)
+        if known == display:
+            kept.append((path, display))
+        else:
+            links.append(f"{display}: the same file as {known}")
+    return kept, links
 
 
 def _below(top: Path) -> tuple[list[tuple[Path, str]], list[str]]:
@@ -189,10 +214,17 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 def read_head(path: Path) -> bytes:
     """Return the first 64 KiB of a file, decompressed when it is gzip, whatever its name; less if it is damaged."""
-    with path.open("rb") as stream:
-        raw = stream.read(HEAD_BYTES)
-    if not raw.startswith(GZIP_MAGIC):
-        return raw
+    raw = _first_bytes(path)
+    return _unpacked(raw) if raw.startswith(GZIP_MAGIC) else raw
+
+
+def _first_bytes(path: Path) -> bytes:
+    # a file of the kernel may look regular and never answer: opened like this it does not keep us waiting
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+        return stream.read(HEAD_BYTES) or b""
+
+
+def _unpacked(raw: bytes) -> bytes:
     unpacker, head = zlib.decompressobj(wbits=31), b""
     try:
         # piece by piece: what stands before damage counts
@@ -203,13 +235,6 @@ def read_head(path: Path) -> bytes:
     except zlib.error:
         pass  # the parser says more when it comes to the damage
     return head
-
-
-def _is_gzip(path: Path) -> bool:
-    if path.is_dir():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
 
 
 def _why_ignored(head: bytes, *, packed: bool) -> str:

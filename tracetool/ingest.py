@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tracetool import registry, store
-from tracetool.anonymize import anonymize
 from tracetool.assign import Claim, assign, choose, gaps, nameless, ranges, renumbered, strangers, world_of
 from tracetool.discover import Discovery, Source, discover, legible
 from tracetool.engine import in_order
@@ -43,6 +42,8 @@ class Ingested:
     """Sources that were cut, or could not be read at all although their format is known."""
     failed: tuple[str, ...]
     """Sentences about sources on which tracetool itself failed."""
+    ignored: tuple[str, ...]
+    """Those notes of the view that name files which were not read."""
 
 
 def ingest(
@@ -164,11 +165,9 @@ def _assemble(run: str, found: Discovery, reports: Sequence[SourceReport], setti
         joined=_run_tables(reports, root),
         notes=tuple(notes),
     )
-    if settings.anonymize:
-        view = anonymize(view, found.ignored)
     damaged = tuple(r.source.display for r in reports if r.error or not r.row["complete"] or r.row["dropped"])
-    failed = tuple(f"{report.source.display}: {report.error}" for report in reports if report.defect)
-    return Ingested(view, handles, _uses(chosen), (*found.damaged, *damaged), failed)
+    failed = (*found.failed, *(f"{report.source.display}: {report.error}" for report in reports if report.defect))
+    return Ingested(view, handles, _uses(chosen), (*found.damaged, *damaged), failed, found.ignored)
 
 
 def _uses(chosen: Mapping[int, list[Claim]]) -> pl.DataFrame:

@@ -52,6 +52,7 @@ _LISTED_NOT_A_NUMBER: Final = re.compile(
     rb"(" + _STRING + rb")|[-+]?(?:nan(?:\([^()]*\))?|inf(?:inity)?)(?=\s*[,}\]])", re.DOTALL | re.IGNORECASE
 )
 _SPELLED: Final = re.compile(rb"nan|inf", re.IGNORECASE)
+_DAMAGED_KEY: Final = re.compile("[\x00-\x1f\ufffd]")
 _WHOLE_STRING: Final = re.compile(_STRING, re.DOTALL)
 _FIRST_KEY: Final = re.compile(rb'\{\s*"([^"\\]{1,64})"\s*:')
 _COMMA: Final = re.compile(rb"\s*,\s*")
@@ -234,6 +235,9 @@ class ArrayStream(Generic[T]):
             if found is None:
                 break
             key = found[1][1:-1].decode("utf-8", "replace")
+            if _DAMAGED_KEY.search(key):
+                self.repairs.replaced_bytes += 1
+                self._note("a top-level key is damaged: what it holds was not read")
             self._at = found.end()
             if self._skip_space() == b"[" and (key == self._key or self._holds_objects()):
                 if key != self._key:

@@ -59,7 +59,7 @@ class RunOptions:
     engine: Annotated[str, _option("Where jobs run.", metavar="auto|serial|processes[:N]|dask://HOST:PORT")] = "auto"
     memory: Annotated[str | None, _option("Memory that workers may use together.", metavar="16GB")] = None
     cache: Annotated[str | None, _option("Cache directory, or off.", metavar="DIR|off")] = None
-    anonymize: Annotated[bool, _option("Leave out names of hosts and files.", "--anonymize")] = False
+    anonymize: Annotated[bool, _option("Leave out names of hosts, files and folders.", "--anonymize")] = False
     quiet: Annotated[bool, _option("Print errors only, besides the result.", "--quiet", "-q")] = False
     no_progress: Annotated[bool, _option("No progress on stderr.", "--no-progress")] = False
     no_color: Annotated[bool, _option("No colour.", "--no-color")] = False
@@ -91,13 +91,18 @@ class RunOptions:
         )
 
     def said(self) -> str:
-        """Return the options that change a number as they would be typed, for the report's provenance."""
+        """Return the options that change a number as they would be typed, for the report's provenance.
+
+        With `--anonymize` without what may name a file or a host.
+        """
         neutral = {"engine", "memory", "cache", "quiet", "no_progress", "no_color", "strict"}
         words: list[str] = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name not in neutral and value != field.default:
                 shown = value.value if isinstance(value, Enum) else str(value)
+                if self.anonymize and (isinstance(value, Path) or field.name == "rank_regex"):
+                    shown = "FILE" if isinstance(value, Path) else "REGEX"
                 option = f"--{field.name.replace('_', '-')}"
                 words += [option] if value is True else [option, shown]
         return shlex.join(words)

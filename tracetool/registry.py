@@ -176,5 +176,5 @@ def sniff(path: Path, head: bytes) -> Parser | None:
     candidates = [parser for parser in parsers() if parser.sniff(path, head)]
     if len(candidates) > 1:
         formats = ", ".join(parser.FORMAT for parser in candidates)
-        raise TracetoolError(f"{path}: recognised by several parsers ({formats}); please report this file")
+        raise TracetoolError(f"recognised by several parsers ({formats}); please report this file")
     return candidates[0] if candidates else None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tracetool import bundle, heap, registry, store
+from tracetool.anonymize import anonymize, names_of
 from tracetool.answers import Answers
 from tracetool.discover import legible
 from tracetool.engine import SerialExecutor, executor, in_order
@@ -160,14 +161,19 @@ class Run:
         """Sources that were cut, repaired by leaving events out, or could not be read."""
         self.failed = ingested.failed
         """Sentences about sources on which tracetool itself failed; the others were read."""
-        self._ingested = ingested
         self._joined = joined
         view = ingested.view
-        self._view = replace(
+        view = replace(
             view, path=legible(view.path), joined={**view.joined, **joined.tables}, notes=(*view.notes, *joined.notes)
         )
+        self._stored = ingested.ranks
+        if settings.anonymize:
+            names = names_of(view)
+            view = anonymize(view, names, ingested.ignored)
+            self._stored = tuple(replace(rank, names=tuple(names.items())) for rank in ingested.ranks)
+        self._view = view
         self._store = opened
-        self._answers = Answers(opened, view, ingested.ranks, joined, settings)
+        self._answers = Answers(opened, view, self._stored, joined, settings)
         self._pool = pool
         self._progress = progress
         self.results = Results(self)
@@ -196,7 +202,7 @@ class Run:
     @property
     def ranks(self) -> list[int]:
         """The ranks that were read, ascending."""
-        return [rank.rank for rank in self._ingested.ranks]
+        return [rank.rank for rank in self._stored]
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
@@ -229,7 +235,7 @@ class Run:
             return small[name].lazy()
         if name not in SCHEMAS:
             raise UsageError(f"no table {name!r}; there are {', '.join(SCHEMAS)}")
-        chosen = [stored for stored in self._ingested.ranks if rank is None or stored.rank == rank]
+        chosen = [stored for stored in self._stored if rank is None or stored.rank == rank]
         if not chosen:
             raise UsageError(f"no rank {rank} in {self.view.path}; there are {', '.join(map(str, self.ranks))}")
         return pl.concat([stored.scan(name) for stored in chosen], how="diagonal")
@@ -243,7 +249,7 @@ class Run:
         }
         ready = [name for name in names if name not in results]
         jobs = []
-        for stored in self._ingested.ranks:
+        for stored in self._stored:
             mine = tuple(name for name in ready if stored.rank in able[name])
             if mine:
                 groups = self._joined.groups_of.get(stored.rank, ())

@@ -34,6 +34,7 @@ from typing import IO, TYPE_CHECKING, Self
 
 import msgspec
 
+from tracetool.disguise import disguised
 from tracetool.errors import StoreFailed
 from tracetool.tables import SCHEMAS, empty
 
@@ -74,6 +75,8 @@ class StoredRank:
     """Folder of derived tables; None when no source of this rank has events."""
     steps: tuple[int, ...] | None = None
     """Steps the user chose; table `steps` then holds only these."""
+    names: tuple[tuple[str, str], ...] = ()
+    """What hosts and files are called instead, in an anonymous report."""
 
     def files(self, name: str) -> list[Path]:
         """Return the files that hold the named table: several when several sources tell of this rank.
@@ -99,7 +102,7 @@ class StoredRank:
             frame = frame.with_columns(rank=pl.lit(self.rank, dtype=pl.Int32))
         if name == "steps" and self.steps is not None:
             frame = frame.filter(pl.col("step").is_in(self.steps))
-        return frame
+        return disguised(frame, dict(self.names)) if self.names else frame
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Return the named table, or only `columns` of it, in stored order."""
@@ -139,7 +142,7 @@ def held(rank: StoredRank) -> StoredRank:
     """Return the rank so that it keeps what it reads, unless its tables are large."""
     folders = (*rank.base, *filter(None, [rank.derived]))
     size = sum(entry.stat().st_size for folder in folders for entry in os.scandir(folder))
-    return HeldRank(rank.rank, rank.base, rank.derived, rank.steps) if size <= _HELD_BYTES else rank
+    return HeldRank(rank.rank, rank.base, rank.derived, rank.steps, rank.names) if size <= _HELD_BYTES else rank
 
 
 class Store:

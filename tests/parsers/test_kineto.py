@@ -598,6 +598,13 @@ def test_a_damaged_header_value_keeps_what_stands_whole_in_it(read: Callable[[ob
     assert source(found)["repaired"]
 
 
+def test_a_damaged_key_is_told(read: Callable[[object], Tables]) -> None:
+    text = json.dumps(doc(x(), record_shapes=1)).encode()
+    found = read(text.replace(b"record_shapes", b"re\0ord_shapes"))
+    assert found["ranks"]["record_shapes"].item() is None
+    assert "a top-level key is damaged" in notes(found)
+
+
 def test_a_damaged_header_is_read_in_part(read: Callable[[object], Tables]) -> None:
     text = json.dumps({"distributedInfo": {"rank": 3}, "deviceProperties": [], "traceEvents": [x()]}).encode()
     found = read(text.replace(b'"deviceProperties": []', b'"devicePrope'))

@@ -55,6 +55,14 @@ def test_unchecked_results_and_one_measurement_only(tmp_path: Path) -> None:
     ]
 
 
+def test_a_trace_that_holds_an_environment_is_no_report(tmp_path: Path) -> None:
+    trace = {
+        "distributedInfo": {"nccl_version": "2.27.3"}, "metadata": {"env": {"A": "b"}},
+        "traceEvents": [{"ph": "X", "name": "x", "pid": 1, "tid": 1, "ts": 1, "dur": 1, "args": {"stream": 7}}],
+    }  # fmt: skip
+    assert not tests.sniff(tmp_path / "rank0.json", json.dumps(trace).encode())
+
+
 def test_json_report_without_its_environment(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     report = {
