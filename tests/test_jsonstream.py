@@ -61,3 +61,17 @@ def test_an_end_inside_the_array_is_told(tmp_path: Path) -> None:
     assert found == [{"name": 1}, {"name": 2}]
     assert not stream.repairs.complete
     assert "the file ends inside its events" in stream.repairs.notes[0]
+
+
+def test_a_header_without_end_is_searched_and_then_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonstream, "LONGEST_VALUE_BYTES", 1 << 14)
+    monkeypatch.setattr(jsonstream, "CHUNK_BYTES", 1 << 12)
+    head = '{"before": 7, "other": "' + "x" * (1 << 17)
+    items, stream = read(tmp_path / "x", head + ' "list": [{"name": 1}], "after": 2}')
+    assert items == [{"name": 1}]
+    assert stream.values == {"before": b"7", "after": b"2"}
+    assert not stream.repairs.complete
+    monkeypatch.setattr(jsonstream, "BARREN_BYTES", 1 << 16)
+    items, stream = read(tmp_path / "x", head + ' "list": [{"name": 1}]}')
+    assert (items, stream.array_found) == ([], False)
+    assert "reading stopped" in " ".join(stream.repairs.notes)

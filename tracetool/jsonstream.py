@@ -134,6 +134,7 @@ class ArrayStream(Generic[T]):
         self._barren = 0
         self._after: int | None = None
         self._short = False
+        self._forgetting = False
 
     def __iter__(self) -> Iterator[list[T]]:
         """Yield lists of objects in the order of the text. Raises OSError when the file cannot be opened."""
@@ -154,11 +155,18 @@ class ArrayStream(Generic[T]):
             return False
         self.size += len(block)
         # before the array is found the text is kept: a damaged header is searched again from its beginning
-        used = self._at if self.array_found or len(self._text) > LONGEST_VALUE_BYTES else 0
+        used = self._at if self.array_found or self._forgetting or len(self._text) > LONGEST_VALUE_BYTES else 0
         self._text = self._text[used:] + block if used < len(self._text) else block
         self._offset += used
         self._at -= used
         return True
+
+    def _forget(self) -> None:
+        """Let go of the text before this place, from now on: what was kept of a header is no use any more."""
+        self._collect(self._text)
+        self._offset += self._at
+        self._text, self._at = self._text[self._at :], 0
+        self._forgetting = True
 
     def _skip_space(self) -> bytes:
         """Move to the next character that is no white space and return it, b"" at the end."""
@@ -271,7 +279,11 @@ class ArrayStream(Generic[T]):
             self._at = 0
             while not (found := self._array_start.search(self._text, self._at)):
                 self._at = max(0, len(self._text) - _PEEK_BYTES)
-                if not self._more():
+                if len(self._text) > LONGEST_VALUE_BYTES:
+                    self._forget()
+                if self._offset > BARREN_BYTES:
+                    self._note(f"reading stopped: no event in the first {BARREN_BYTES >> 30} GiB of text")
+                if self._offset > BARREN_BYTES or not self._more():
                     self._at = len(self._text)
                     return
             self._collect(self._text[: found.start()])
