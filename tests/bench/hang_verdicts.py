@@ -146,20 +146,22 @@ def overwritten(job: Job, rng: random.Random, folder: Path) -> list[Tables]:
 NCCL = FAULTS
 GLOO = tuple(fault for fault in FAULTS if fault != "stuck")
 ROWS: dict[str, tuple[Written, tuple[str, ...], bool]] = {
+    # nothing is lost that the verdict needs
     "dumps of all ranks": (dumped(), NCCL, True),
-    "ring buffer of 16": (dumped(buffer=16), NCCL, True),
-    "ring buffer of 8": (dumped(buffer=8), NCCL, True),
-    "1 to 3 dumps lost": (some_lost, NCCL, True),
+    "ring buffer of 40": (dumped(buffer=40), NCCL, True),
     "torch 2.4 (format 2.1)": (dumped(version="2.1"), NCCL, True),
-    "torch 2.3 (format 1.4)": (dumped(version="1.4"), NCCL, True),
-    "torch 2.2 (no version)": (dumped(version="none", as_json=False), NCCL, True),
     "gloo": (dumped(gloo=True, only_active=False, version="2.10"), GLOO, False),
-    "gloo, with pipelines": (dumped(gloo=True, only_active=False, version="2.10"), GLOO, True),
-    "log alone": (logged, NCCL, True),
-    "half dumps, log of all": (mixed, NCCL, True),
     "dumps and log": (beside_log, NCCL, True),
     "dumps of two starts": (restarted, NCCL, True),
     "dumps over older ones": (overwritten, NCCL, True),
+    # evidence is lost: nobody innocent may be named with high confidence
+    "ring buffer of 8, up to 30 in flight": (dumped(buffer=8), NCCL, True),
+    "1 to 3 dumps lost": (some_lost, NCCL, True),
+    "torch 2.3 (format 1.4)": (dumped(version="1.4"), NCCL, True),
+    "torch 2.2 (no version)": (dumped(version="none", as_json=False), NCCL, True),
+    "gloo, with pipelines": (dumped(gloo=True, only_active=False, version="2.10"), GLOO, True),
+    "log alone": (logged, NCCL, True),
+    "half dumps, log of all": (mixed, NCCL, True),
 }
 
 

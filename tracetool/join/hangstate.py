@@ -57,7 +57,7 @@ class State:
     ops: pl.DataFrame
     """The records kept of each rank, with `group_id` and `number`, sorted by (rank, record)."""
     known: frozenset[int]
-    """Ranks of which a dump or log tells."""
+    """Ranks whose operations a dump or log tells of."""
     idle: frozenset[int]
     """Ranks with nothing in flight, by records and by counters."""
     world: tuple[int, ...]
@@ -134,9 +134,10 @@ def gather(parts: Mapping[str, pl.DataFrame], incomplete: frozenset[str], world_
         rank for side in (lanes, p2p) for by in side.values() for rank, lane in by.items() if lane.oldest is not None
     )
     behind = frozenset(parts["status"].filter(pl.col("last_enqueued") > pl.col("last_completed"))["rank"].to_list())
-    known = frozenset(dumps["rank"].to_list())
+    # a log that says nothing of operations is as good as none
     silent = frozenset(dumps.filter(pl.col("kind") != "recorder")["rank"].to_list())
-    silent -= frozenset(parts["status"]["rank"].to_list())
+    silent -= busy | frozenset(parts["status"]["rank"].to_list())
+    known = frozenset(dumps["rank"].to_list()) - silent
     ops = parts["ops"]
     keys = pl.DataFrame(
         [(rank, name, group) for (rank, name), group in group_of.items()],
@@ -149,7 +150,7 @@ def gather(parts: Mapping[str, pl.DataFrame], incomplete: frozenset[str], world_
         p2p={group: p2p[group] for group in sorted(p2p)},
         ops=ops.join(keys, on=["rank", "group"], how="left").sort("rank", "record", "name"),
         known=known,
-        idle=known - busy - behind - partial - silent,
+        idle=known - busy - behind - partial,
         world=world,
         keys=keys,
         lossy=lossy,
