@@ -109,3 +109,33 @@ def test_two_ranks_in_different_groups_wait_for_each_other(tmp_path: Path) -> No
     assert result.metrics["cause"] == "deadlock"
     assert set(result.metrics["culprits"]) <= {0, 1}  # type: ignore[arg-type] # a tuple of ranks
     assert result.metrics["confidence"] == "low"
+
+
+def test_a_crash_at_once_is_suspected_though_nothing_waited_long(tmp_path: Path) -> None:
+    """Dumps written a second after the launch: no hang, unless a rank is missing, which may have taken all along."""
+    assert blamed(verdict(tmp_path, job(IN_FIVE, r2=AT_FOUR), after_s=6)) == ("none", ())
+    (tmp_path / "nccl_trace_rank_2").unlink()
+    result = verdict(tmp_path, job(IN_FIVE, r2=None), after_s=6)
+    assert (*blamed(result), result.metrics["confidence"]) == ("no_dump", (2,), "low")
+
+
+def test_one_missing_rank_explains_what_also_lacks_others(tmp_path: Path) -> None:
+    """Ranks 1 and 3 left no dump; rank 0 waits for 1 alone in its pair, and rank 2 for both in the operation of all."""
+    world = ("default_pg", [0, 1, 2, 3])
+    pair = op(2, process_group=("1", "PAIR"), pg_id=1, record_id=1)
+    ranks = {0: Dump({"0": world, "1": ("PAIR", [0, 1])}, [pair]), 2: Dump({"0": world}, [op(5)])}
+    assert blamed(verdict(tmp_path, ranks)) == ("no_dump", (1,))
+
+
+def test_numbers_of_groups_that_are_a_ranks_own_join_nothing(tmp_path: Path) -> None:
+    """Torch 2.3 tells groups by local numbers: group 1 of two ranks may be two groups, so nobody is behind there."""
+
+    def old(number: int, local: int, *, done: bool = False) -> dict[str, object]:
+        left_out = {"process_group", "collective_seq_id", "p2p_seq_id", "is_p2p"}
+        told = {key: value for key, value in op(number, done=done).items() if key not in left_out}
+        return {**told, "seq_id": number, "pg_id": local}
+
+    ranks = {rank: Dump(entries=[old(3, 0, done=True), old(4 + rank, 1)]) for rank in range(4)}
+    result = verdict(tmp_path, ranks)
+    assert blamed(result) == ("unknown", ())
+    assert result.metrics["confidence"] == "low"
