@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pytest
-from hang_dumps import BASE, SECOND, Dump, blamed, op, verdict
+from written_dumps import BASE, SECOND, Dump, blamed, op, verdict
 
 if TYPE_CHECKING:
     from pathlib import Path

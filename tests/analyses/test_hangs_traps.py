@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from hang_dumps import BASE, SECOND, Dump, blamed, op, verdict, write
 from hang_harness import diagnose, parser, read
+from written_dumps import BASE, SECOND, Dump, blamed, op, verdict, write
 
 from tracetool.registry import ParseOptions
 

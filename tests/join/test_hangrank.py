@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import polars as pl
-from hang_dumps import SECOND, Dump, op, write
 from hang_harness import Rank, read
+from written_dumps import SECOND, Dump, op, write
 
 from tracetool.join.hangrank import reduce_rank
 

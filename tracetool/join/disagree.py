@@ -38,6 +38,8 @@ def told(table: Callable[..., pl.DataFrame]) -> pl.DataFrame:
     """
     text = pl.col(pl.Categorical).cast(pl.String)
     dumps = table("dumps").with_columns(text)
+    if dumps.height < 2 and table("ranks").height < 2:  # noqa: PLR2004 - one source cannot contradict itself
+        return pl.DataFrame(schema=TOLD)
     kinds = dict(dumps.select("source", "kind").iter_rows())
     newest = dumps.filter(kind="recorder").sort("newest_unix_ns", "file_unix_ns", "source").tail(1)["source"].to_list()
     used = [source for source, kind in kinds.items() if kind != "recorder" or source in newest]

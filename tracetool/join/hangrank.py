@@ -55,7 +55,7 @@ def reduce_rank(table: Callable[..., pl.DataFrame]) -> Tables:
     views = []
     for view in recorders or [""]:
         mine = _groups(groups, view, [other for other in recorders if other != view])
-        own = records.filter(dump=view)
+        own = records.filter(dump=view) if len(recorders) > 1 else records
         views.append(
             {
                 "ops": _kept(own),
@@ -86,8 +86,11 @@ def _starts(dumps: pl.DataFrame, records: pl.DataFrame) -> pl.DataFrame:
 
     Dumps that share a record (its number and its launch) are of one start: copies, or taken one after the other.
     """
-    oldest = records.group_by("dump").agg(oldest_unix_ns=pl.col("created_unix_ns").min())
-    dumps = dumps.join(oldest, on="dump", how="left", maintain_order="left")
+    if dumps.height == 1:
+        oldest = pl.lit(records["created_unix_ns"].min(), pl.Int64)
+        return dumps.with_columns(oldest_unix_ns=oldest, start=pl.lit(0, pl.Int64))
+    launches = records.group_by("dump").agg(oldest_unix_ns=pl.col("created_unix_ns").min())
+    dumps = dumps.join(launches, on="dump", how="left", maintain_order="left")
     starts: list[pl.DataFrame] = []
     numbers = []
     for source in dumps["source"].to_list():
