@@ -40,7 +40,8 @@ _WORDS: Final[tuple[tuple[str, str], ...]] = (
         r"(tensor|model).*(and|x).*(data|context|expert)|embedding|intra_distributed_optimizer|model_parallel_group",
         "other",
     ),
-    (r"dp_cp|loss", "other"),
+    (r"dp_cp|loss|tensor_model_pipeline|replicate.*shard", "other"),
+    (r"sequence_data", "dp"),
     (r"expert_tensor", "tp"),
     (r"expert_data|data_modulo_expert|expert_dp|edp", "dp"),
     (r"fsdp|dp_shard|shard|zero", "fsdp"),
@@ -60,7 +61,7 @@ def role_by_name(text: str | None) -> str | None:
     if not re.search(r"[a-z]", words) or words in {"undefined", "default_pg", "default", "world"}:
         return None
     megatron = _MODEL_PARALLEL.search(words)
-    if megatron and not re.search(r"_and_|embedding", words):
+    if megatron and not re.search(r"_and_|embedding|tensor_model_pipeline", words):
         return {"tensor": "tp", "pipeline": "pp", "expert": "ep"}[megatron[1]]
     dimensions = {word for word in words.split("_") if word in {"dp", "tp", "pp", "cp", "ep", "sp"}}
     if len(dimensions) > 1 and "shard" not in words:
