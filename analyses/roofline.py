@@ -30,9 +30,9 @@ from tracetool import hardware
 from tracetool.concerned import concerned
 from tracetool.figures import milliseconds, percent, share
 from tracetool.needs import NEEDS as ALL_NEEDS
-from tracetool.op_arguments import MASK, VARLEN
 from tracetool.rank_flops import OP_KEYS, rank_flops
 from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value, skipped
+from tracetool.roofs import attainable, bounded_share, by_bound, by_shape, roofs_of, what_if
 
 if TYPE_CHECKING:
     from tracetool.registry import RankView, RunView
@@ -42,17 +42,9 @@ if TYPE_CHECKING:
 TITLE: Final = "Roofline"
 NEEDS: Final = ("gpu",)
 
-LATENCY_SHARE: Final = 0.1
-"""Less than this of both roofs, and ..."""
-LATENCY_NS: Final = 10_000
-"""... shorter than this a call: bound by latency."""
-LEAST_BOUNDED: Final = 0.01
-"""Share of GPU time from which on it is said that FLOPs are upper bounds."""
 MAX_PER_RANK: Final = 100
 MAX_ROWS: Final = 200
 MAX_FINDINGS: Final = 3
-
-_KEYS: Final = ["op", "family", "shape", "dtype", "peak_dtype", "backward"]
 
 
 def per_rank(rank: RankView, _facts: Tables, settings: Settings) -> Tables:
@@ -93,15 +85,15 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
         .sort("rank")
         .iter_rows()
     }
-    timed = _attainable(calls, _roofs(devices, calls, settings.peak_tflops))
-    ops = _by_shape(timed)
+    timed = attainable(calls, roofs_of(devices, calls, settings.peak_tflops))
+    ops = by_shape(timed)
     metrics = _metrics(timed, ops, run)
-    tables = {"ops": ops.head(MAX_ROWS), "bounds": _bounds(ops)}
+    tables = {"ops": ops.head(MAX_ROWS), "bounds": by_bound(ops)}
     notes = _notes(devices, run, settings, ops, int(parts["left_out"]["kernel_ns"].sum()))
     if refusal:
         notes.append(refusal)
     if other is not None:
-        tables["what_if"] = _what_if(ops.head(MAX_ROWS), other)
+        tables["what_if"] = what_if(ops.head(MAX_ROWS), other)
         metrics |= _what_if_metrics(tables["what_if"], run)
         notes.append(
             f"What-if {other.name}: floors are attainable times under its data-sheet roofs, a bound; everything but "
@@ -115,7 +107,7 @@ def analyze(parts: Tables, run: RunView, settings: Settings) -> Result:
                 metrics["share_of_attainable"],
                 "share",
                 40,
-                "of what the data sheet allows" + (", at most" if _bounded(ops) else ""),
+                "of what the data sheet allows" + (", at most" if bounded_share(ops) else ""),
             )
         ],
         metrics=metrics,
@@ -133,93 +125,6 @@ def _other(name: str | None) -> tuple[hardware.Device | None, str]:
         return device, ""
     names = hardware.similar(name) or [known.name for known in hardware.known()]
     return None, f'--what-if-device "{name}" is not known and left out; known are, for example, {", ".join(names)}.'
-
-
-# ---- arithmetic ----
-
-
-def _roofs(devices: dict[int, hardware.Device | None], calls: pl.DataFrame, given: float | None) -> pl.DataFrame:
-    """Return peak (FLOP/s) and bandwidth (byte/s) by rank and number format; null where not known."""
-    rows = []
-    for rank, device in devices.items():
-        bandwidth = device.memory_gbs * 1e9 if device and device.memory_gbs else None
-        for dtype in sorted(set(calls["peak_dtype"].to_list())):
-            peak = given * 1e12 if given else device.peak_flops(dtype) if device else None
-            measured = device.measured_tflops.get(dtype) if device else None
-            rows.append((rank, dtype, peak, bandwidth, measured))
-    schema = {
-        "rank": pl.Int32, "peak_dtype": pl.String, "peak": pl.Float64, "bandwidth": pl.Float64,
-        "measured_tflops": pl.Float64,
-    }  # fmt: skip
-    return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def _attainable(calls: pl.DataFrame, roofs: pl.DataFrame) -> pl.DataFrame:
-    """Add attainable time and time lost (whole ns) to calls; null where a roof is not known."""
-    joined = calls.join(roofs, on=["rank", "peak_dtype"], how="left", maintain_order="left")
-    compute = pl.col("flops") / pl.col("peak") * 1e9
-    memory = pl.col("moved_bytes") / pl.col("bandwidth") * 1e9
-    known = pl.col("peak").is_not_null() & pl.col("bandwidth").is_not_null()
-    attainable = pl.when(known).then(pl.max_horizontal(compute, memory)).round().cast(pl.Int64)
-    return joined.with_columns(attainable_ns=attainable).with_columns(
-        lost_ns=(pl.col("kernel_ns") - pl.col("attainable_ns")).clip(lower_bound=0)
-    )
-
-
-def _by_shape(timed: pl.DataFrame) -> pl.DataFrame:
-    """Return one row an operator and shape over all ranks and steps, the most time lost first."""
-    total = timed.group_by(_KEYS).agg(
-        count=pl.col("count").sum(),
-        flops=pl.col("flops").cast(pl.Int128).sum().cast(pl.Float64),  # a sum over a thousand ranks may pass int64
-        moved_bytes=pl.col("moved_bytes").cast(pl.Int128).sum().cast(pl.Float64),
-        kernel_ns=pl.col("kernel_ns").sum(),
-        attainable_ns=pl.when(pl.col("attainable_ns").null_count() == 0).then(pl.col("attainable_ns").sum()),
-        lost_ns=pl.when(pl.col("lost_ns").null_count() == 0).then(pl.col("lost_ns").sum()),
-        peak=pl.col("peak").max(),
-        bandwidth=pl.col("bandwidth").max(),
-        measured_tflops=pl.col("measured_tflops").max(),
-        flags=pl.col("flags").max(),
-    )
-    time = pl.col("kernel_ns")
-    tflops, gbs = pl.col("flops") / time / 1e3, pl.col("moved_bytes") / time
-    intensity = pl.col("flops") / pl.col("moved_bytes")
-    far = (tflops * 1e12 < LATENCY_SHARE * pl.col("peak")) & (gbs * 1e9 < LATENCY_SHARE * pl.col("bandwidth"))
-    bound = (
-        pl.when(pl.col("peak").is_null() | pl.col("bandwidth").is_null())
-        .then(None)
-        .when(far & (time / pl.col("count") < LATENCY_NS))
-        .then(pl.lit("latency"))
-        .when(intensity > pl.col("peak") / pl.col("bandwidth"))
-        .then(pl.lit("compute"))
-        .otherwise(pl.lit("memory"))
-    )
-    return (
-        total.select(
-            *_KEYS, "count", "flops", "moved_bytes", "kernel_ns", "attainable_ns", "lost_ns",
-            intensity=intensity, tflops=tflops, gbs=gbs, bound=bound,
-            share_of_attainable=pl.col("attainable_ns") / time,
-            share_of_measured_best=tflops / pl.col("measured_tflops"),
-            ridge=pl.col("peak") / pl.col("bandwidth"),
-            flags="flags",
-        )
-        .sort("lost_ns", "kernel_ns", *_KEYS, descending=[True, True] + [False] * len(_KEYS), nulls_last=True)
-    )  # fmt: skip
-
-
-def _bounds(ops: pl.DataFrame) -> pl.DataFrame:
-    """Return GPU time, attainable time and time lost by what bounds it."""
-    return (
-        ops.group_by("bound")
-        .agg(
-            shapes=pl.len().cast(pl.Int64),
-            kernel_ns=pl.col("kernel_ns").sum(),
-            **{
-                name: pl.when(pl.col(name).null_count() == 0).then(pl.col(name).sum())
-                for name in ("attainable_ns", "lost_ns")
-            },
-        )
-        .sort("kernel_ns", "bound", descending=[True, False])
-    )
 
 
 def _metrics(timed: pl.DataFrame, ops: pl.DataFrame, run: RunView) -> dict[str, Value]:
@@ -243,33 +148,6 @@ def _metrics(timed: pl.DataFrame, ops: pl.DataFrame, run: RunView) -> dict[str, 
     }
 
 
-def _what_if(ops: pl.DataFrame, other: hardware.Device) -> pl.DataFrame:
-    """Return for each operator the least time it can take on another device, and the most that saves."""
-    roofs = pl.DataFrame(
-        [(dtype, other.peak_flops(dtype)) for dtype in sorted(set(ops["peak_dtype"].to_list()))],
-        schema={"peak_dtype": pl.String, "peak": pl.Float64},
-        orient="row",
-    )
-    bandwidth = pl.lit(other.memory_gbs * 1e9 if other.memory_gbs else None, pl.Float64)
-    known = pl.col("peak").is_not_null() & bandwidth.is_not_null()
-    floor = pl.max_horizontal(pl.col("flops") / pl.col("peak"), pl.col("moved_bytes") / bandwidth) * 1e9
-    return (
-        ops.join(roofs, on="peak_dtype", how="left", maintain_order="left")
-        .with_columns(floor_ns=pl.when(known).then(floor).round().cast(pl.Int64))
-        .select(
-            "op",
-            "shape",
-            "dtype",
-            "count",
-            "kernel_ns",
-            "attainable_ns",
-            "floor_ns",
-            saved_at_most_ns=(pl.col("kernel_ns") - pl.col("floor_ns")).clip(lower_bound=0),
-            roofs_ratio=pl.col("attainable_ns") / pl.col("floor_ns"),
-        )
-    )
-
-
 def _what_if_metrics(table: pl.DataFrame, run: RunView) -> dict[str, Value]:
     known = table.filter(pl.col("floor_ns").is_not_null())
     steps, window = max(run.steps.height, 1), int((run.steps["end_ns"] - run.steps["start_ns"]).sum())
@@ -284,13 +162,6 @@ def _what_if_metrics(table: pl.DataFrame, run: RunView) -> dict[str, Value]:
 # ---- words ----
 
 
-def _bounded(ops: pl.DataFrame) -> float:
-    """Return the share of GPU time of operators whose FLOPs are upper bounds, 0 where that is under a hundredth."""
-    unsure = ops.filter(pl.any_horizontal(pl.col("flags").str.contains(flag, literal=True) for flag in (MASK, VARLEN)))
-    found = share(int(unsure["kernel_ns"].sum()), int(ops["kernel_ns"].sum())) or 0.0
-    return found if found >= LEAST_BOUNDED else 0.0
-
-
 def _notes(
     devices: dict[int, hardware.Device | None], run: RunView, settings: Settings, ops: pl.DataFrame, left_out: int
 ) -> list[str]:
@@ -302,7 +173,7 @@ def _notes(
         notes.append(f"Device {spelled} is not known: TFLOP/s and GB/s without roofs.")
     if settings.peak_tflops:
         notes.append(f"Peak given: {settings.peak_tflops:g} TFLOP/s for every number format; bandwidth by device name.")
-    bounded = _bounded(ops)
+    bounded = bounded_share(ops)
     if bounded:
         notes.append(
             f"Attention whose mask or lengths the trace does not tell ({percent(bounded)} of the time; NVTX ranges "
@@ -326,7 +197,7 @@ def _findings(timed: pl.DataFrame, ops: pl.DataFrame, run: RunView) -> list[Find
     found = []
     for op, bound in worth.select("op", "bound").unique(maintain_order=True).head(MAX_FINDINGS).iter_rows():
         rows = worth.filter((pl.col("op") == op) & (pl.col("bound") == bound))
-        mine = timed.join(rows.select(_KEYS), on=_KEYS, how="semi", nulls_equal=True)
+        mine = timed.join(rows.select(OP_KEYS), on=list(OP_KEYS), how="semi", nulls_equal=True)
         lost = mine.group_by("rank", "step").agg(ns=pl.col("lost_ns").sum())
         saving = lost.join(starts, on=["rank", "step"], nulls_equal=True).select(
             pl.col(name).cast(dtype) for name, dtype in SAVING_SCHEMA.items()

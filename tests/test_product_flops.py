@@ -85,6 +85,16 @@ def test_a_tensor_without_a_number_format_gives_no_flops() -> None:
     assert full("aten::mm", [[M, K], [K, N]], types="c10::complex<float>") is None
 
 
+def test_groups_move_every_experts_weights_and_every_result() -> None:
+    rows = work("aten::_grouped_mm", [[M, K], [E, K, N], [E]])
+    inner = work("aten::_grouped_mm", [[M, K], [K, N], [E]])
+    assert rows is not None
+    assert inner is not None
+    assert rows.moved_bytes == 2 * (M * K + E * K * N + M * N)
+    assert inner.moved_bytes == 2 * (M * K + K * N + E * M * N)
+    assert inner.shape.endswith("4 groups")
+
+
 def test_scaled_products_take_the_format_of_their_operands() -> None:
     dims: list[object] = [[M, K], [K, N], [], [], [], [], [], []]
     types = [FP8, FP8, "float", "float", "", "", "Scalar", "Scalar"]

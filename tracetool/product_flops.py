@@ -98,12 +98,20 @@ def broadcast_matmul(args: Arguments) -> Work | None:
     return product(dtype, batch, a[-2], a[-1], b[-1])
 
 
-def grouped(args: Arguments) -> Work | None:
-    """Products of groups of rows or columns: the sum does not depend on how the groups are balanced.
+def grouped(offsets: int) -> Handler:
+    """Handle products of groups of rows or columns: the sum does not depend on how the groups are balanced.
 
     [M,K] × [E,K,N]: rows are split; [E,M,K] × [K,N]: columns are split; [M,K] × [K,N]: the inner size is split
-    (gradients of the experts' weights); [E,M,K] × [E,K,N]: plain batches.
+    (gradients of the experts' weights, a result for each of the [E] offsets); [E,M,K] × [E,K,N]: plain batches.
     """
+
+    def handle(args: Arguments) -> Work | None:
+        return _grouped(args, args.size(offsets))
+
+    return handle
+
+
+def _grouped(args: Arguments, offsets: Dims | None) -> Work | None:
     a, b, dtype = args.size(0), args.size(1), args.dtype(0)
     if a is None or b is None or dtype is None or not {len(a), len(b)} <= {2, 3} or a[-1] != b[-2]:
         return None
@@ -111,10 +119,13 @@ def grouped(args: Arguments) -> Work | None:
         return None
     batch = a[0] if len(a) == len(b) == 3 else 1  # noqa: PLR2004 - same
     work = product(dtype, batch, a[-2], a[-1], b[-1], family="grouped_matmul")
-    experts = a[0] if len(a) == 3 else b[0] if len(b) == 3 else 1  # noqa: PLR2004 - same
+    experts = a[0] if len(a) == 3 else b[0] if len(b) == 3 else offsets[0] if offsets else 1  # noqa: PLR2004 - same
     if batch == 1 and experts > 1:
-        stacked = a if len(a) == 3 else b  # noqa: PLR2004 - same
-        extra = (experts - 1) * stacked[-2] * stacked[-1] * DTYPE_BYTES[dtype]
+        if len(a) == len(b):  # the inner size is split: a result each, of 16 bits or more
+            extra = (experts - 1) * a[-2] * b[-1] * max(2, DTYPE_BYTES[dtype])
+        else:
+            stacked = a if len(a) == 3 else b  # noqa: PLR2004 - same
+            extra = (experts - 1) * stacked[-2] * stacked[-1] * DTYPE_BYTES[dtype]
         return replace(work, moved_bytes=work.moved_bytes + extra, shape=f"{work.shape}, {experts} groups")
     return work
 
