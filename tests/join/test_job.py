@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -95,7 +97,16 @@ def test_one_rank_is_no_job_unless_asked_for(tmp_path: Path) -> None:
     with open_run(tmp_path, engine="serial", cache="off") as opened:
         assert Job.of(opened.view.joined) is None
         alone = Job.of(opened.view.joined, fewest=1)
+        assert Job.of(dict(opened.view.joined), fewest=1) is alone
+        other = {**opened.view.joined, "edges": opened.view.joined["edges"].head(0)}
+        assert Job.of(other, fewest=1) is not alone
     assert alone is not None
+    gone = weakref.ref(alone)
+    del opened, other
+    assert gone() is alone
     assert alone.untold == 1.0
     assert not alone.trusted
+    del alone
+    gc.collect()
+    assert gone() is None
     assert Job.of({}) is None

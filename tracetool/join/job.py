@@ -11,6 +11,7 @@ transfers of slow links at the median of the peers.
 from __future__ import annotations
 
 import itertools
+import weakref
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -123,12 +124,23 @@ class Job:
     def of(cls, joined: Mapping[str, pl.DataFrame], fewest: int = 2) -> Job | None:
         """Return the job of the tables `nodes`, `edges`, `clocks` and `groups`; None with fewer than `fewest` ranks.
 
-        Raises TracetoolError when the communications contradict each other.
+        The same tables give the same job, made once: several questions ask for it. Raises TracetoolError when the
+        communications contradict each other.
         """
         nodes, edges = joined.get("nodes"), joined.get("edges")
         if nodes is None or edges is None or "clocks" not in joined or nodes["rank"].n_unique() < fewest:
             return None
-        clock = joined["clocks"].select("rank", "offset_ns", "drift_ppm", "t0_ns", "base_unix_ns")
+        tables = (nodes, edges, joined["clocks"], joined["groups"])
+        key = tuple(map(id, tables))
+        if key not in _MADE:
+            _MADE[key] = cls._made(*tables)
+            for table in tables:  # the job goes when its run does
+                weakref.finalize(table, _MADE.pop, key, None).atexit = False
+        return _MADE[key]
+
+    @classmethod
+    def _made(cls, nodes: pl.DataFrame, edges: pl.DataFrame, clocks: pl.DataFrame, groups: pl.DataFrame) -> Job:
+        clock = clocks.select("rank", "offset_ns", "drift_ppm", "t0_ns", "base_unix_ns")
         drift = (pl.col("drift_ppm") * 1e-6 * (pl.col("start_ns") - pl.col("t0_ns"))).round().cast(pl.Int64)
         placed = (
             nodes.sort("rank", "node")
@@ -142,7 +154,7 @@ class Job:
             sent_aligned_ns=pl.col("sent_ns") - pl.col("start_ns") + pl.col("aligned_ns") - origin,
         ).select(*NODES, "aligned_ns", "sent_aligned_ns")
         ranks = placed["rank"].unique().sort().to_list()
-        return cls(placed, edges.select(*EDGES), places(ranks, joined["groups"]), joined["groups"])
+        return cls(placed, edges.select(*EDGES), places(ranks, groups), groups)
 
     # ---- times ----
 
@@ -398,6 +410,10 @@ class Job:
         by_node = np.ones(len(self.kind))
         by_node[mine] = factor[place[self.rank[mine]], self.step[mine], self.phase[mine]]
         return self.with_compute(by_node)
+
+
+_MADE: Final[dict[tuple[int, ...], Job]] = {}
+"""Jobs by the identity of the tables they were made from, as long as those live."""
 
 
 def _ratio(wanted: Floats, own: Floats) -> Floats:
