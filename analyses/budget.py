@@ -353,9 +353,10 @@ def _idle(tables: Tables, part: float, unlaunched_ns: int, *, apart: bool, compl
         advice = "Record CPU activity too and start recording a step earlier, so that the launches are in the file."
         why = "without the launch, a late host and work that waits look the same"
     else:
-        title = "The GPU is idle although its next work was launched: it waits for an event"
-        advice = "Look at what the first kernel after the longest gaps waits for: an event of another stream, a host "
-        advice += "callback, a pipeline neighbour" + ("." if complete else "; record all ranks to tell these apart.")
+        title = "The GPU is idle although its next work was launched: most likely it waits for an event"
+        advice = "Look at what the first kernel after the longest gaps may wait for: an event of another stream, a "
+        advice += "host callback, a pipeline neighbour"
+        advice += "." if complete else "; with all ranks looked at these can be told apart."
         why = "the trace does not say what launched work waits for"
         if not apart:
             why = "waiting for other ranks is not told apart, and a pipeline bubble looks the same"

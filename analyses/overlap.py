@@ -273,4 +273,4 @@ def _advice(role: str, *, complete: bool) -> str:
         return known.get(
             role, "See the question collectives for the groups that carry it, and hide those behind compute."
         )
-    return known.get(role, "Record all ranks to learn which group it is and how much of it is waiting.")
+    return known.get(role, "With all ranks looked at it can be told which group it is and how much of it is waiting.")

@@ -15,7 +15,7 @@ from tracetool.parsers._kineto_format import (  # type: ignore[import-not-found]
 
 from tracetool import tables
 from tracetool.brokenjson import beginning
-from tracetool.rawcolumns import NULL, compact_json, json_value, one_int
+from tracetool.rawcolumns import compact_json, json_value, one_int
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +33,7 @@ TOP_KEYS: Final = frozenset(
      "profile_memory", *_VERSIONS}
 )  # fmt: skip
 """The only top-level keys that are looked at: the others may hold environments and tokens."""
+_LARGEST_BASE_NS: Final = 1 << 62
 _EPOCH_US: Final = 3e14
 """Times above this (the year 1979) count from 1970; base-relative ones stay within a quarter of a year."""
 
@@ -149,7 +150,10 @@ class Facts:
             if isinstance(base, int) and base:
                 self._notes.append("baseTimeNanoseconds was not added: the times themselves count from 1970")
             return 0
-        return base if isinstance(base, int) and abs(base) < -NULL else None
+        if isinstance(base, int) and abs(base) > _LARGEST_BASE_NS:
+            self._notes.append("baseTimeNanoseconds is no time and was not used")
+            return None
+        return base if isinstance(base, int) else None
 
     def _pid(self) -> int | None:
         """Return the process that most CPU events name."""

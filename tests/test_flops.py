@@ -24,6 +24,12 @@ def test_operators_without_known_flops(name: str) -> None:
     assert full(name, [[2, 2], [2, 2]]) is None
 
 
+def test_sizes_that_no_device_could_hold_are_not_counted() -> None:
+    assert full("aten::mm", [[1 << 20, 1 << 15], [1 << 15, 1 << 20]]) == 1 << 56
+    assert full("aten::mm", [[1 << 20, 1 << 16], [1 << 16, 1 << 20]]) is None
+    assert full("aten::mm", [[1 << 62, 1 << 62], [1 << 62, 1 << 62]]) is None
+
+
 @pytest.mark.parametrize(
     ("name", "transparent"),
     [

@@ -199,15 +199,18 @@ def is_transparent(name: str) -> bool:
 def count(name: str, dims: str | None, types: str | None, concrete: str | None) -> Work | None:
     """Return the work of one call from its recorded arguments as JSON text.
 
-    None when the operator is not counted or the arguments do not fit it.
+    None when the operator is not counted or the arguments do not fit it, or no device could do the work.
     """
     how = operator(name)
     if how is None:
         return None
     args = Arguments(items(dims), items(types), items(concrete))
-    return how.count(args)
+    work = how.count(args)
+    # half a minute of the fastest device: sizes that give more are damaged, and their sums leave int64
+    return None if work is None or max(work.full, work.moved_bytes) > _MOST_OF_A_CALL else work
 
 
+_MOST_OF_A_CALL: Final = 1 << 56
 ARGUMENTS: Final = ("name", "input_dims", "input_types", "concrete_inputs")
 WORK_SCHEMA: Final[Mapping[str, pl.DataType | type[pl.DataType]]] = {
     "family": pl.String,

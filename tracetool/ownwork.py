@@ -102,6 +102,7 @@ def _elements(rank: RankView, compute: pl.DataFrame) -> pl.DataFrame:
         ops.join(shapes.with_columns(pl.col("input_dims").cast(pl.String)), left_on="op", right_on="event")
         .join(tensors, on="input_dims", how="left")
         .group_by("step")
-        .agg(elements=pl.col("elements").fill_null(0.0).sum().round().cast(pl.Int64))
+        # damaged sizes may be beyond all numbers
+        .agg(elements=pl.col("elements").fill_null(0.0).sum().round().clip(upper_bound=2.0**60).cast(pl.Int64))
         .sort("step")
     )

@@ -22,8 +22,8 @@ NULL: Final = -(2**63)
 """Stands for a missing value in an int64 array."""
 _FLOAT_EXACT_US: Final = 2.0**43
 """Below, half the spacing of float64 is less than half a ns when whole and fraction are taken apart."""
-_LARGEST_US: Final = 9.2e15
-"""Times beyond do not fit int64 ns."""
+_LARGEST_US: Final = 4.6e15
+"""Times beyond are damaged: added to a base of the same size they leave int64 ns (the year 2115)."""
 _LARGEST_GRID: Final = 10_000_000
 
 

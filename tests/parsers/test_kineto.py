@@ -573,9 +573,16 @@ def test_a_damaged_number_is_no_second_process_and_no_key(read: Callable[[object
 
 
 def test_a_duration_of_centuries_is_a_damaged_number(read: Callable[[object], Tables]) -> None:
-    found = read(doc(x(ts=1), x(ts=2, dur=9.2e15), x(ts=3, dur=10**12)))
+    found = read(doc(x(ts=1), x(ts=2, dur=4.5e15), x(ts=3, dur=10**12)))
     assert found["events"].height == 2
     assert "1 dropped with a duration of more than 11 days" in notes(found)
+
+
+def test_a_base_time_beyond_all_calendars_is_not_used(read: Callable[[object], Tables]) -> None:
+    found = read(doc(x(ts=1), x(ts=9e15), baseTimeNanoseconds=2**63 - 1))
+    assert found["ranks"]["base_unix_ns"].item() is None
+    assert found["events"].height == 1
+    assert "baseTimeNanoseconds is no time" in notes(found)
 
 
 def test_bad_utf8_where_nothing_is_read_is_told(read: Callable[[object], Tables]) -> None:
