@@ -245,6 +245,18 @@ def test_with_one_rank_a_stage_a_slow_rank_and_a_heavy_stage_are_told_alike_and_
     assert "or its rank is slow" in titles[0]
 
 
+def test_the_slow_rank_of_the_sample_is_no_part_of_its_unequal_stages(repository: Path) -> None:
+    """The head makes the last stage 3 % longer in both; rank 5 is slow in one of them, with a tensor-parallel peer."""
+    shares = {}
+    for name in ("healthy", "troubled"):
+        with open_run(repository / "sample_traces" / name, engine="serial", cache="off") as opened:
+            ladder = opened.results["pipeline"].tables["ladder"]
+        shares[name] = dict(ladder.select("cause", "share_of_window").iter_rows())
+    assert shares["troubled"]["stage_imbalance"] == pytest.approx(shares["healthy"]["stage_imbalance"], abs=0.002)
+    assert shares["troubled"]["slow_rank"] > 0.03
+    assert abs(shares["healthy"]["slow_rank"]) < 0.001
+
+
 def test_a_heavy_stage_of_a_launch_bound_run_is_priced_by_the_replay_of_all_ranks() -> None:
     """The slots' replay knows no host: where it is too far off, what the stage computes beyond the mean is priced."""
     found = answered(SMALL.replace(pp=2, dp=2, heavy_stages={1: 30.0}))
