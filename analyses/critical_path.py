@@ -213,6 +213,11 @@ def _charts() -> list[Chart]:
             "bars", "Where the critical path runs", "ranks", label="rank", y=("ns",),
             note="Time of the critical path of all steps that lies on each rank.", options={"max_rows": 32},
         ),
+        Chart(
+            "stack", "Whom the slowest step waited for", "chain", label="rank",
+            y=tuple(f"{bucket}_ns" for bucket in BUCKETS), options={"max_rows": 40},
+            note="Its critical path, one bar a stay on a rank, in order of time; the table says what led there.",
+        ),
     ]  # fmt: skip
 
 

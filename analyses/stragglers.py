@@ -58,6 +58,8 @@ TITLE: Final = "Stragglers"
 NEEDS: Final = ("gpu", "comm")
 INSTEAD: Final = "recorded"
 
+_WORTH_SHOWING: Final = 0.001
+"""Share of the step below which a rank's cost is not drawn."""
 RANKS: Final = (
     "rank", "stage", "self_ns", "peers_self_ns", "host_ns", "excess", "lateness_ns", "caused_wait_ns", "cost_ns",
     "cost_after_ns", "persistence", "cause", "evidence",
@@ -242,6 +244,7 @@ class _Case:
         }
         tables = {
             "ranks": ranks,
+            "largest_costs": _largest(ranks, whole),
             "stages": self._stages(),
             "op_types": self.costs.op_types() if self.costs else pl.DataFrame(schema=OP_TYPES),
             "groups": self.costs.of_groups() if self.costs else pl.DataFrame(schema=GROUPS),
@@ -338,19 +341,31 @@ def _stages_are_told(run: RunView) -> bool:
     return bool(replicas["complete"].all()) and not replicas["microbatches"].null_count()
 
 
+def _largest(ranks: pl.DataFrame, whole: float | None) -> pl.DataFrame:
+    """Return the ranks that cost most, named ones always: alone, or, of hidden ones, once the slower are mended."""
+    worth = pl.max_horizontal("cost_ns", "cost_after_ns")
+    return (
+        ranks.filter(pl.col("cause").is_not_null() | (worth > _WORTH_SHOWING * (whole or 0.0)))
+        .filter(worth.is_not_null())
+        .select("rank", "cause", "cost_ns", "cost_after_ns", worth_ns=worth.clip(lower_bound=0))
+        .sort("worth_ns", "rank", descending=[True, False])
+    )
+
+
 def _charts(tables: dict[str, pl.DataFrame]) -> list[Chart]:
     charts = [
         Chart(
             "heat", "Own work against the peers, by rank and step", "per_rank_step", label="rank", x="step",
-            y=("own_excess",), unit="share",
+            y=("own_excess",), unit="share", options={"least": LIMIT},
             note="By how much compute and host gaps of a rank exceed the median of its peers in each step.",
         ),
     ]  # fmt: skip
-    if tables["ranks"]["cost_ns"].null_count() < tables["ranks"].height:
+    if tables["largest_costs"].height:
         charts.append(
             Chart(
-                "bars", "What each rank costs", "ranks", label="rank", y=("cost_ns",),
-                note="Time of a step that would be saved if this rank alone were as its peers are.",
+                "bars", "What ranks cost", "largest_costs", label="rank", y=("worth_ns",),
+                note="Time of a step that would be saved if this rank alone were as its peers are; of one that a "
+                "slower rank hides, once that is mended. Ranks that cost next to nothing are left out.",
                 options={"max_rows": 32},
             )
         )  # fmt: skip

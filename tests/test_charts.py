@@ -107,6 +107,15 @@ def test_a_heat_map_without_a_signal_is_a_sentence() -> None:
     assert "Nothing stands out" in made.body
 
 
+def test_a_heat_map_names_its_coloured_rows_and_its_own_limits() -> None:
+    table = pl.DataFrame({"rank": [0, 1, 2], "step": [1, 1, 1], "excess": [0.0, 2.0, 0.3]})
+    chart = Chart("heat", "t", "x", label="rank", x="step", y=("excess",), unit="share", options={"least": 0.05})
+    made = draw(chart, table)
+    assert made.notes == ["Coloured: rank 1, 2."]
+    assert made.legend[-1][0] == "50.0\N{NO-BREAK SPACE}% and more"
+    assert "no value reaches" in draw(chart, table.with_columns(excess=pl.col("excess") / 100)).body
+
+
 def test_a_heat_map_of_a_run_without_steps_is_a_sentence() -> None:
     table = pl.DataFrame({"rank": [0], "step": pl.Series([None], dtype=pl.Int32), "window_ns": [100]})
     made = draw(Chart("heat", "t", "x", label="rank", x="step", y=("window_ns",)), table)

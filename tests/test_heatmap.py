@@ -25,6 +25,13 @@ def test_noise_alone_has_no_limits() -> None:
     assert limits(np.full((2, 2), np.nan)) == []
 
 
+def test_fixed_limits_keep_a_small_excess_beside_a_large_one() -> None:
+    values = np.zeros((4, 3))
+    values[1], values[2] = 2.3, 0.3
+    assert shades(values, (0.05, 0.1, 0.25, 0.5))[:, 0].tolist() == [0, 4, 3, 0]
+    assert limits(values * 0.01, (0.05, 0.1, 0.25, 0.5)) == []
+
+
 def test_the_png_decodes_to_the_indices() -> None:
     index = np.arange(15, dtype=np.uint8).reshape(3, 5) % 6
     data = png(index)

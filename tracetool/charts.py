@@ -344,6 +344,12 @@ def _thin(slices: Sequence[tuple[float, float]], span: float, paint: str, title:
     ).format(_THIN_UNITS, drawn, paint, title)
 
 
+_FIXED: Final = (1, 2, 5, 10)
+"""Limits of the shades of a heat map whose option `least` says from where on a value matters, as multiples of it."""
+_NAMED_ROWS: Final = 8
+"""Rows of a heat map that are named below it, those with the largest values: too thin to be labelled each."""
+
+
 def _heat(chart: Chart, table: pl.DataFrame) -> Made:
     value = chart.y[0]
     table = table.drop_nulls([chart.label, chart.x])
@@ -356,22 +362,32 @@ def _heat(chart: Chart, table: pl.DataFrame) -> Made:
     rows = table[chart.label].replace_strict(row_of, return_dtype=pl.Int64).to_numpy()
     across = table[chart.x].replace_strict(column_of, return_dtype=pl.Int64).to_numpy()
     cells[rows, across] = np.array(numbers(table, value))
-    edges = limits(cells)
+    least = float(chart.options.get("least", 0.0))
+    fixed = tuple(least * times for times in _FIXED) if least else ()
+    edges = limits(cells, fixed)
     if not edges:
-        return Markup("<p>Nothing stands out: no value lies more than 2 % above the median.</p>"), [], []
+        what = f"reaches {figure(least, chart.unit)}" if fixed else "lies more than 2 % above the median"
+        return Markup("<p>Nothing stands out: no value {}.</p>").format(what), [], []
     height = max(48, min(420, 12 * len(labels)))
     notes = ["Grey: no value."] if np.isnan(cells).any() else []
     legend = [
         (f"{figure(low, chart.unit)} to {figure(high, chart.unit)}", shade)
         for shade, low, high in zip(SHADES, edges[:-1], edges[1:], strict=False)
     ]
+    if fixed:
+        legend[-1] = (f"{figure(fixed[-1], chart.unit)} and more", SHADES[len(fixed) - 1])
+    highest = np.max(cells, axis=1, initial=-np.inf, where=np.isfinite(cells))
+    outstanding = sorted(np.flatnonzero(highest >= edges[0]).tolist(), key=lambda row: -highest[row])
+    names = ", ".join(cell(labels[row]) for row in sorted(outstanding[:_NAMED_ROWS]))
+    more = " and others" if len(outstanding) > _NAMED_ROWS else ""
+    notes.insert(0, f"Coloured: {heading(chart.label)} {names}{more}.")
     said = f"{clean(chart.title)}. {clean(chart.note)} The table beside it holds the numbers."
     picture = Markup(
         '<table class="heat" role="presentation" width="100%"><tr><td class="y">{0} {1}<br>to<br>{2}</td>'
         '<td width="100%"><img src="{3}" alt="{4}" width="100%" height="{5}"></td></tr>'
         '<tr><td></td><td class="x"><span>{6} {7}</span> <span>to {8}</span></td></tr></table>'
     ).format(
-        heading(chart.label), cell(labels[0]), cell(labels[-1]), data_uri(shades(cells)), said, height,
+        heading(chart.label), cell(labels[0]), cell(labels[-1]), data_uri(shades(cells, fixed)), said, height,
         heading(chart.x), cell(columns[0]), cell(columns[-1]),
     )  # fmt: skip
     return picture, legend, notes

@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import struct
 import zlib
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SHADES: Final = ("#f0b46c", "#e08a3c", "#c95f1e", "#9f3d12")
 """Light to dark orange for what lies above normal."""
@@ -20,11 +23,16 @@ _ABSENT_INDEX: Final = len(SHADES) + 1
 _ABSENT_COLOUR: Final = "#808080"
 
 
-def limits(values: npt.NDArray[np.float64]) -> list[float]:
-    """Return the lower limit of each shade and the largest value; empty when nothing stands out. NaN is absent."""
+def limits(values: npt.NDArray[np.float64], fixed: Sequence[float] = ()) -> list[float]:
+    """Return the lower limit of each shade and the largest value; empty when nothing stands out. NaN is absent.
+
+    `fixed`: limits that mean something by themselves, so that a large value does not hide a smaller one.
+    """
     finite = values[np.isfinite(values)]
     if not finite.size:
         return []
+    if fixed:
+        return [*fixed, max(float(finite.max()), *fixed)] if finite.max() >= fixed[0] else []
     median, largest = float(np.median(finite)), float(finite.max())
     if largest - median <= FLAT_SHARE * abs(median):
         return []
@@ -32,9 +40,9 @@ def limits(values: npt.NDArray[np.float64]) -> list[float]:
     return [low + (largest - low) * i / len(SHADES) for i in range(len(SHADES) + 1)]
 
 
-def shades(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """Return the palette index of each cell: 0 normal, 1.. shades, the last one absent."""
-    edges = limits(values)
+def shades(values: npt.NDArray[np.float64], fixed: Sequence[float] = ()) -> npt.NDArray[np.uint8]:
+    """Return the palette index of each cell: 0 normal, 1.. shades, the last one absent. `fixed`: see limits."""
+    edges = limits(values, fixed)
     if edges:
         index = np.minimum(np.searchsorted(edges, values, side="right"), len(SHADES))
     else:
