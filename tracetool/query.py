@@ -34,7 +34,8 @@ def render_frame(frame: pl.DataFrame, form: str) -> str:
     if form == "json":
         return orjson.dumps(frame.to_dicts(), option=orjson.OPT_APPEND_NEWLINE).decode()
     with pl.Config(
-        tbl_formatting="MARKDOWN" if form == "md" else "UTF8_HORIZONTAL_ONLY",
+        tbl_formatting="MARKDOWN" if form == "md" else "NOTHING",
+        tbl_cell_numeric_alignment="RIGHT",
         tbl_hide_dataframe_shape=True,
         tbl_hide_column_data_types=True,
         tbl_rows=-1,
@@ -42,7 +43,9 @@ def render_frame(frame: pl.DataFrame, form: str) -> str:
         tbl_width_chars=10_000,
         fmt_str_lengths=200,
     ):
-        return f"{frame}\n"
+        # without rules; polars pads every line on both sides
+        lines = f"{frame}".splitlines()
+    return "".join(f"{line.strip() if form == 'md' else line[1:].rstrip()}\n" for line in lines)
 
 
 def _flat(frame: pl.DataFrame) -> pl.DataFrame:
