@@ -190,7 +190,7 @@ def _tables(source: Columnar, path: Path, options: ParseOptions) -> Tables:
     notes += placed.notes
     tables = _assemble(placed, rows)
     tables["ranks"] = _ranks(places, facts, tables)
-    tables["process_groups"] = placed.groups
+    tables["process_groups"] = conform("process_groups", placed.groups)
     notes = [*source.notes, *rows.notes, *notes, *facts.notes]
     tables["sources"] = frame(
         "sources",
