@@ -2,8 +2,7 @@
 
     python tests/bench/hang_dumps.py [ranks] [records] [frames]
 
-Prints CPU seconds of each part. The aim is 60 s in all; measured on a shared 2-core machine: 24 s without frames,
-53 s with 25 frames a record.
+Prints CPU seconds of each part. The aim is 60 s in all; tests/bench/README.md has what was measured.
 """
 
 from __future__ import annotations
