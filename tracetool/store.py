@@ -109,7 +109,7 @@ class StoredRank:
         import polars as pl  # noqa: PLC0415 - see scan
 
         files = self.files(name)
-        if len(files) > 1 or (name == "steps" and self.steps is not None):
+        if self.names or len(files) > 1 or (name == "steps" and self.steps is not None):
             frame = self.scan(name)
             return (frame if columns is None else frame.select(columns)).collect()
         # one file, as nearly always: without a lazy frame it takes half the time, which counts with many ranks
