@@ -220,19 +220,19 @@ def test_files_and_folders_that_cannot_be_opened_are_named(
     (tmp_path / "rank0.json").write_bytes(simulated)
     (tmp_path / "rank1.json").write_bytes(simulated)
     (tmp_path / "closed").mkdir()
-    open_file, scan = Path.open, os.scandir
+    open_file, scan = os.open, os.scandir
 
-    def refuse(path: Path, *arguments: object, **named: object) -> object:
-        if path.name == "rank1.json":
-            raise PermissionError(13, "Permission denied", str(path))
-        return open_file(path, *arguments, **named)  # type: ignore[call-overload]  # passed on as they came
+    def refuse(name: str, flags: int, *more: int, **named: int) -> int:
+        if str(name).endswith("rank1.json"):
+            raise PermissionError(13, "Permission denied", name)
+        return open_file(name, flags, *more, **named)
 
     def refuse_folder(path: str = ".") -> object:
         if str(path).endswith("closed"):
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
 
-    monkeypatch.setattr(Path, "open", refuse)  # tests may run as root, whom permissions do not stop
+    monkeypatch.setattr(os, "open", refuse)  # tests may run as root, whom permissions do not stop
     monkeypatch.setattr(os, "scandir", refuse_folder)
     with tracetool.open_run(tmp_path, cache="off", engine="serial") as run:
         assert run.ranks == [0]
