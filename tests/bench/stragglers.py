@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import polars as pl
 from simulator import simulate
 from straggler_cases import KINDS, changes, draw, peers, step_ns, without_faults
 
+from tracetool.join.blame import LIMIT
 from tracetool.run import open_run
 from tracetool.settings import Settings
 
@@ -94,9 +96,10 @@ def judge(number: int) -> Row:
     result, *rest = ask(run, *([left, [0]] if again else []))
     found = named(result)
     slow = [tuple(ranks) for ranks, is_slow in result.tables["links"].select("ranks", "slow").iter_rows() if is_slow]
-    stages = [finding.where.stages for finding in result.findings if finding.where.stages]
+    # `pipeline` says it where slots tell the stages
+    stages = result.tables["stages"].filter(pl.col("of_mean") > 1 + LIMIT)["stage"].to_list()
     places = [f"link {ranks}" for ranks in sorted(set(slow) ^ set(case.links))]
-    if stages != ([] if case.stage is None else [(case.stage,)]):
+    if stages != ([] if case.stage is None else [case.stage]):
         places.append(f"stages {stages}")
     truth = step_ns(case.config)
     slowdown, replay = result.metrics["slowdown"], result.metrics["replay_error"]
