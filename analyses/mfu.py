@@ -38,13 +38,13 @@ import polars as pl
 
 from tracetool.errors import UsageError
 from tracetool.figures import percent, share
-from tracetool.job_flops import job_flops
-from tracetool.mfu_figures import MEASURES, Known, formats_of, main_format, metrics_of, tables_of
+from tracetool.mfu.job_flops import job_flops
+from tracetool.mfu.mfu_figures import MEASURES, Known, formats_of, main_format, metrics_of, tables_of
+from tracetool.mfu.op_arguments import VARLEN
+from tracetool.mfu.rank_flops import by_phase, by_shape, by_step, place, rank_flops, traits
+from tracetool.mfu.utilization import NEGLIGIBLE, peaks, per_step, sample, totals, unknown_formats
 from tracetool.needs import NEEDS as ALL_NEEDS
-from tracetool.op_arguments import VARLEN
-from tracetool.rank_flops import by_phase, by_shape, by_step, place, rank_flops, traits
 from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value, no_saving, skipped
-from tracetool.utilization import NEGLIGIBLE, peaks, per_step, sample, totals, unknown_formats
 
 if TYPE_CHECKING:
     from tracetool.registry import RankView, RunView

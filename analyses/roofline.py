@@ -29,10 +29,10 @@ import polars as pl
 from tracetool import hardware
 from tracetool.concerned import concerned
 from tracetool.figures import milliseconds, percent, share
+from tracetool.mfu.rank_flops import OP_KEYS, rank_flops
+from tracetool.mfu.roofs import attainable, bounded_share, by_bound, by_shape, roofs_of, what_if
 from tracetool.needs import NEEDS as ALL_NEEDS
-from tracetool.rank_flops import OP_KEYS, rank_flops
 from tracetool.results import SAVING_SCHEMA, Chart, Finding, Headline, Result, Value, skipped
-from tracetool.roofs import attainable, bounded_share, by_bound, by_shape, roofs_of, what_if
 
 if TYPE_CHECKING:
     from tracetool.registry import RankView, RunView

@@ -14,14 +14,14 @@ from tracetool.parsers._kineto_format import (  # type: ignore[import-not-found]
 )
 
 from tracetool import tables
-from tracetool.brokenjson import beginning
-from tracetool.rawcolumns import compact_json, json_value, one_int
+from tracetool.raw.brokenjson import beginning
+from tracetool.raw.rawcolumns import compact_json, json_value, one_int
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tracetool.parsers._kineto_reader import Reader  # type: ignore[import-not-found]  # mapped at install time
 
-    from tracetool.jsonstream import ArrayStream
+    from tracetool.raw.jsonstream import ArrayStream
 
 FORMAT: Final = "kineto"
 _VERSIONS: Final = (

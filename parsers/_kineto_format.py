@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from tracetool import tables
-from tracetool.rawcolumns import NULL
+from tracetool.raw.rawcolumns import NULL
 
 _NO_ARGS: Final = Raw(b"{}")
 NO_TEXT: Final = Raw(b"")

@@ -39,7 +39,7 @@ from tracetool.parsers._kineto_format import (  # type: ignore[import-not-found]
     decode,
 )
 
-from tracetool.rawcolumns import NULL, Codes, append, extend, ints, texts_to_ns, us_to_ns
+from tracetool.raw.rawcolumns import NULL, Codes, append, extend, ints, texts_to_ns, us_to_ns
 
 if TYPE_CHECKING:
     from msgspec import Raw

@@ -30,13 +30,13 @@ from tracetool.parsers._kineto_format import (  # type: ignore[import-not-found]
 from tracetool import tables
 from tracetool.commwords import dtype_bytes
 from tracetool.errors import UnreadableTrace
-from tracetool.rawcolumns import NULL, compact_json, ints, joined, json_value, nullable, numbered, texts_to_ns
+from tracetool.raw.rawcolumns import NULL, compact_json, ints, joined, json_value, nullable, numbered, texts_to_ns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tracetool.parsers._kineto_reader import Reader  # type: ignore[import-not-found]  # mapped at install time
 
-    from tracetool.jsonstream import ArrayStream
+    from tracetool.raw.jsonstream import ArrayStream
     from tracetool.tables import Tables
 
     Ints = NDArray[np.int64]

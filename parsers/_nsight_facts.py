@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 if TYPE_CHECKING:
-    from tracetool.columnar import Columnar
+    from tracetool.raw.columnar import Columnar
 
 _EXPORT_KEYS: Final = (
     "EXPORT_PRODUCT_VERSION", "EXPORT_SCHEMA_VERSION", "EXPORT_PARAM_TIME_SHIFT", "EXPORT_PARAM_TIME_NORMALIZE",

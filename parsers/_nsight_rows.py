@@ -18,7 +18,7 @@ from tracetool.nvtx import torch_names
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tracetool.columnar import Columnar, Wanted
+    from tracetool.raw.columnar import Columnar, Wanted
 
 ACTIVITY: Final = "CUPTI_ACTIVITY_KIND_"
 TID_BITS: Final = 1 << 24

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from tracetool import safepickle
 from tracetool.errors import UnreadableTrace
-from tracetool.rawfile import json_memory_bytes
+from tracetool.raw import safepickle
+from tracetool.raw.rawfile import json_memory_bytes
 
 if TYPE_CHECKING:
     from tracetool.registry import ParseOptions

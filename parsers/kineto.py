@@ -29,7 +29,7 @@ from tracetool.parsers._kineto_reader import Reader  # type: ignore[import-not-f
 from tracetool.parsers._kineto_tables import Assembly  # type: ignore[import-not-found]  # mapped at install time
 
 from tracetool.errors import UnreadableTrace
-from tracetool.jsonstream import ArrayStream
+from tracetool.raw.jsonstream import ArrayStream
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,7 +19,7 @@ import polars as pl
 from tracetool.parsers import _recorder_file as recorder_file  # type: ignore[import-not-found]  # mapped at install time
 
 from tracetool.commwords import LOCAL_GROUP, dtype_bytes, operation
-from tracetool.rawfile import read_all
+from tracetool.raw.rawfile import read_all
 from tracetool.tables import empty, frame
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import orjson
 
 from tracetool.commwords import operation
 from tracetool.errors import UnreadableTrace
-from tracetool.rawfile import text_lines
+from tracetool.raw.rawfile import text_lines
 from tracetool.tables import frame
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from tracetool.parsers import _nccl_lines as lines  # type: ignore[import-not-fo
 
 from tracetool.commwords import dtype_bytes, operation
 from tracetool.errors import UnreadableTrace
-from tracetool.rawfile import text_lines
+from tracetool.raw.rawfile import text_lines
 from tracetool.tables import frame
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import orjson
 
 from tracetool.commwords import operation
 from tracetool.errors import UnreadableTrace
-from tracetool.rawfile import json_memory_bytes, read_all
+from tracetool.raw.rawfile import json_memory_bytes, read_all
 from tracetool.tables import frame
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import orjson
 
 from tracetool.commwords import operation
 from tracetool.errors import UnreadableTrace
-from tracetool.rawfile import read_all
+from tracetool.raw.rawfile import read_all
 from tracetool.tables import empty, frame
 
 if TYPE_CHECKING:

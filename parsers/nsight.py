@@ -27,13 +27,13 @@ from tracetool.parsers import (  # type: ignore[import-not-found]  # mapped at i
     _nsight_rows,
 )
 
-from tracetool import columnar
-from tracetool.columnar import SQLITE_MAGIC
 from tracetool.errors import UnreadableTrace
+from tracetool.raw import columnar
+from tracetool.raw.columnar import SQLITE_MAGIC
 from tracetool.tables import conform, empty, frame
 
 if TYPE_CHECKING:
-    from tracetool.columnar import Columnar
+    from tracetool.raw.columnar import Columnar
     from tracetool.registry import ParseOptions
     from tracetool.tables import Tables
 

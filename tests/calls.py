@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from tracetool import flops
+from tracetool.mfu import flops
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tracetool.op_arguments import Work
+    from tracetool.mfu.op_arguments import Work
 
 BF16 = "c10::BFloat16"
 

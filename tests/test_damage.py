@@ -28,8 +28,9 @@ from intact import Intact, judge, slice_of, unpacked_beginning
 from simulator import Config, simulate
 
 import tracetool
-from tracetool import jsonstream, registry
+from tracetool import registry
 from tracetool.errors import TracetoolError, UnreadableTrace
+from tracetool.raw import jsonstream
 from tracetool.report import Report, document, render_page, to_json
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ import numpy as np
 import polars as pl
 from markupsafe import Markup
 
-from tracetool.heatmap import SHADES, data_uri, limits, shades
-from tracetool.lanes import pack
-from tracetool.palette import colours, fill, ink
-from tracetool.plots import line, scatter
-from tracetool.svg import Made, numbers, percent
+from tracetool.drawing.heatmap import SHADES, data_uri, limits, shades
+from tracetool.drawing.lanes import pack
+from tracetool.drawing.palette import colours, fill, ink
+from tracetool.drawing.plots import line, scatter
+from tracetool.drawing.svg import Made, numbers, percent
+from tracetool.drawing.waitgraph import graph
 from tracetool.units import ABSENT, cell, clean, figure, heading, short, unit_of
-from tracetool.waitgraph import graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -16,8 +16,8 @@ from markupsafe import Markup
 from tracetool import outline
 from tracetool.charts import Drawing, draw
 from tracetool.document import SCHEMA_VERSION, quality_topics
+from tracetool.drawing.palette import HATCH, VIOLET
 from tracetool.grid import Grid, Heading, grid
-from tracetool.palette import HATCH, VIOLET
 from tracetool.units import ABSENT, clean, figure, heading, ranges, short, unit_of
 
 if TYPE_CHECKING:

@@ -89,7 +89,7 @@ def derive_settings(settings: Settings) -> Settings:
 def core_key() -> str:
     """Return a hash of the core's code and facts: whatever it made is stale when this changes."""
     home = Path(__file__).parent
-    return _hash_files([*sorted(home.rglob("*.py")), *sorted(home.glob("*.json"))])
+    return _hash_files([*sorted(home.rglob("*.py")), *sorted(home.rglob("*.json"))])
 
 
 @cache

@@ -29,7 +29,8 @@ sys.path.insert(0, str(HERE.parent))
 from damage import BOUNDARY, KINDS  # noqa: E402 - found by the line above
 from intact import Intact, Judged, judge, read, slice_of, sliced, unpacked  # noqa: E402 - same
 
-from tracetool import jsonstream, registry  # noqa: E402 - same
+from tracetool import registry  # noqa: E402 - same
+from tracetool.raw import jsonstream  # noqa: E402 - same
 
 if TYPE_CHECKING:
     from tracetool.tables import Tables

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from tracetool import jsonstream, registry, tables
+from tracetool import registry, tables
 from tracetool.errors import UnreadableTrace
+from tracetool.raw import jsonstream
 from tracetool.registry import HEAD_BYTES, ParseOptions
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Drawing primitives: SVG, PNG heat map, colours; what a chart is made of."""

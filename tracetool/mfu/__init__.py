@@ -1,0 +1,1 @@
+"""FLOPs of what ran and of the model, and how they stand against the peak."""
