@@ -115,7 +115,7 @@ def test_a_run_says_which_and_its_what_ifs_hold(tmp_path: Path, *, told: bool) -
     with open_run(tmp_path, engine="serial", cache="off") as opened:
         job = Job.of(opened.view.joined)
     assert job is not None
-    assert job.stream_waits.endswith("as the tracer recorded it" if told else "is inferred")
+    assert job.stream_waits.endswith("as the tracer recorded it" if told else "events=True) would tell")
     assert job.error == pytest.approx(0, abs=1e-4)
     truth = simulate(whatif.faster_communication(config, 2)).step_ns.values()
     # what was inferred from one run need not hold in another: recorded waits are nearer

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Bools = npt.NDArray[np.bool_]
 
 PEER_ROLES: Final = ("dp", "fsdp", "tp", "sp", "cp", "ep")
+SYNC_OPTION: Final = "_ExperimentalConfig(enable_cuda_sync_events=True)"
+"""What has PyTorch's profiler record waits between streams, given as experimental_config (torch/profiler, 2.1 on)."""
 ERROR_LIMIT: Final = 0.05
 """Above this error of the replay nothing that it says about changes is shown."""
 UNTOLD_LIMIT: Final = 0.05
@@ -218,7 +220,7 @@ class Job:
         if recorded == ranks:
             return "what one stream waits for on another is as the tracer recorded it" if ranks else "no stream waits"
         where = f" on {ranks - recorded} of {ranks} ranks" if recorded else ""
-        return f"what one stream waits for on another is inferred{where}"
+        return f"what one stream waits for on another is inferred{where}, which {SYNC_OPTION} would tell"
 
     # ---- work of ranks and their peers ----
 
