@@ -32,7 +32,7 @@ Bools = npt.NDArray[np.bool_]
 
 PEER_ROLES: Final = ("dp", "fsdp", "tp", "sp", "cp", "ep")
 SYNC_OPTION: Final = "_ExperimentalConfig(enable_cuda_sync_events=True)"
-"""What has PyTorch's profiler record waits between streams, given as experimental_config (torch/profiler, 2.1 on)."""
+"""What has PyTorch's profiler record waits between streams, given as experimental_config."""
 ERROR_LIMIT: Final = 0.05
 """Above this error of the replay nothing that it says about changes is shown."""
 UNTOLD_LIMIT: Final = 0.05
