@@ -159,7 +159,7 @@ def judge(case: Case) -> Judged:
     lost = told == "unknown" or not case.files["comm_args"] or (config.pp == 2 and config.chunks > 1)
     one_clock = config.world_size <= config.gpus_per_node
     # hosts that only sends join are aligned to within what sends and receives bound: microseconds of a short step
-    if not lost and off > (0.0 if one_clock else 0.02):
+    if not lost and off > (0.0 if one_clock else 0.01):
         wrong.append(f"budget off by {off:.4f}")
     return Judged(name, told, error, float("nan") if lost else off, tuple(wrong))
 

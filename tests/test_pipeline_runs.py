@@ -312,7 +312,9 @@ def test_every_predicted_step_is_that_of_a_run_in_which_the_change_was_made(name
     for change, row in changes.items():
         if change == "balanced_stages" and (config.head or config.slow_ranks):
             continue  # layers that are not alike cannot be shared out in a simulation
-        assert row["predicted_step_ns"] == pytest.approx(step_ns(MADE[change](config)), rel=0.05), change
+        # smaller micro-batches pay the latency of each transfer once more, which no trace tells from its bandwidth
+        within = 0.05 if change == "twice_microbatches" else 0.005
+        assert row["predicted_step_ns"] == pytest.approx(step_ns(MADE[change](config)), rel=within), change
 
 
 def test_a_finding_of_the_schedule_is_worth_what_the_change_saves() -> None:

@@ -6,7 +6,7 @@ Draws schedules (GPipe, 1F1B, interleaved with 2 and 3 chunks, ZB1P, ZBV, DualPi
 and cp beside, jitter, slow ranks, heavy stages, stalls, skewed clocks, every framework's annotations and none. A run is
 wrong when its schedule gets another's name, slots stand in another order, the bubble share is off by more than 0.002
 (0.01 without annotations), parts do not sum to the ns, or, where all it takes was recorded, the budget is not exact
-(0.02 of the step over several clocks). 150 runs of at most 90 slots took 4 CPU minutes.
+(0.01 of the step over several clocks). 150 runs of at most 90 slots took 4 CPU minutes.
 """
 
 from __future__ import annotations
