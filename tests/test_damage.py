@@ -28,7 +28,7 @@ from intact import Intact, judge, slice_of, unpacked_beginning
 from simulator import Config, simulate
 
 import tracetool
-from tracetool import registry
+from tracetool import outline, registry
 from tracetool.errors import TracetoolError, UnreadableTrace
 from tracetool.raw import jsonstream
 from tracetool.report import Report, document, render_page, to_json
@@ -258,3 +258,17 @@ def test_exit_codes_and_which_wins(simulated: bytes, tmp_path: Path) -> None:
     assert _exit(["summary", "run", "--strict"], tmp_path) == 4
     shutil.rmtree(run)
     assert _exit(["summary", "run"], tmp_path) == 2
+
+
+def test_a_trace_cut_before_its_gpu_events_is_not_taken_for_one_without(simulated: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "rank0.json"
+    first = min(
+        simulated.index(category)
+        for category in (b'"kernel"', b'"gpu_memcpy"', b'"gpu_memset"')
+        if category in simulated
+    )
+    path.write_bytes(simulated[: first - 200])
+    with tracetool.open_run(path, cache="off", engine="serial") as run:
+        made = Report(run.view, dict(run.results), run.findings, {}, {}, command="tracetool report", version="0")
+    said = "".join(piece.text for piece in outline.verdict(made))
+    assert said.startswith("There is no GPU activity in what could be read (1 of 1 files read in part), so")

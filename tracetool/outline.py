@@ -115,7 +115,9 @@ def verdict(report: Report) -> list[Piece]:
         about = f" ({clean(known[0].note)})" if known[0].note else ""
         pieces = [Piece(f"{clean(known[0].label)}: {headline_text(known[0])}{about}.")]
     elif not causes and not report.run.features.get("gpu", (0,)):
-        pieces = [Piece("There is no GPU activity in the traces, so where the step time went cannot be told.")]
+        word, said = quality_word(report)
+        where = f"what could be read ({said})" if word == "Damaged" else "the traces"
+        pieces = [Piece(f"There is no GPU activity in {where}, so where the step time went cannot be told.")]
     elif not causes:
         pieces = [Piece("Nothing above 1 % of the step stands out.")]
     else:
